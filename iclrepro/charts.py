@@ -63,7 +63,7 @@ def score_chart(
     if log_y and y_domain:
         rows = rows.assign(**{column: rows[column].clip(*y_domain) for column in ("value", "low", "high")})
     x = alt.X("examples:Q", title="in-context examples", scale=alt.Scale(type="log" if log_x else "linear", nice=False),
-              axis=alt.Axis(grid=False, values=[1, 2, 4, 8, 16, 32, 64, 128, 256, 500]) if log_x else alt.Axis(grid=False))
+              axis=alt.Axis(grid=False, values=[1, 2, 4, 8, 16, 32, 64, 128, 256, 500]) if log_x else alt.Axis(grid=False, tickMinStep=1, format="d"))
     scale = alt.Scale(type="log" if log_y else "linear", domain=list(y_domain) if y_domain else alt.Undefined, nice=False)
     y = alt.Y("value:Q", title=score_label, scale=scale)
     colour = alt.Color("who:N", title=None, scale=alt.Scale(domain=shown, range=[colours[who] for who in shown]),
@@ -72,10 +72,10 @@ def score_chart(
     over_all, single = rows[rows.seed == "all"], rows[rows.seed != "all"]
     base = alt.Chart(over_all).encode(x=x, color=colour)
     layers = [
-        base.mark_area(opacity=0.18, clip=True).encode(y=alt.Y("low:Q", title=score_label, scale=scale), y2="high:Q"),
+        base.transform_filter(alt.FieldOneOfPredicate("who", list(MODEL_COLOURS))).mark_area(opacity=0.18, clip=True).encode(y=alt.Y("low:Q", title=score_label, scale=scale), y2="high:Q"),
         alt.Chart(single).mark_line(strokeWidth=0.7, opacity=0.7, clip=True).encode(x=x, y=y, color=colour, detail="seed:N"),
         base.mark_line(strokeWidth=2, clip=True).encode(y=y, strokeDash=dash),
-        alt.Chart(pd.DataFrame({"examples": [trained_to]})).mark_rule(strokeDash=[3, 3], color="#555555").encode(x=x),
+        alt.Chart(pd.DataFrame({"examples": [trained_to]})).mark_rule(strokeDash=[1, 2], color="#555555").encode(x=x),
     ]
     if published is not None:
         layers.append(alt.Chart(published).mark_line(strokeWidth=1.2, strokeDash=[5, 4], clip=True).encode(x=x, y=y, color=colour, detail="line:N"))
@@ -89,7 +89,7 @@ def with_face(
     notes: Sequence[str] = (), # further sentences below the title
 ) -> alt.TopLevelMixin:
     "Put the finding, the tier and what the bands are on the face of a figure."
-    bands = ("Line: mean; band: 5–95 % bootstrap over seeds and prompts; thin lines: single seeds;", "dotted rule: longest context in training.")
+    bands = ("Line: mean; band: 5–95 % bootstrap over seeds and prompts, models only;", "thin lines: single seeds; dotted rule: longest context in training.")
     title = alt.TitleParams(finding, subtitle=[f"Tier: {tier}. {bands[0]}", " ".join([bands[1], *notes])], anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor="#555555", offset=12)
     return chart.properties(title=title).configure_view(stroke=None).configure_axis(gridColor="#EEEEEE", labelFontSize=11, titleFontSize=12).configure_legend(labelFontSize=12)
 

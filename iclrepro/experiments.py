@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIERS', 'REGRESSION_SIZES', 'PARITY_SIZES', 'EXPERIMENTS', 'COMMITTED', 'BASELINE_TITLES', 'Size', 'spread',
            'make_runs', 'regression_runs', 'parity_runs', 'Experiment', 'experiment_runs', 'Settings', 'project_root',
-           'check_parameters', 'collect', 'costs', 'gather', 'headline', 'publish']
+           'check_parameters', 'collect', 'costs', 'gather', 'published', 'headline', 'publish']
 
 # %% ../nbs/12_experiments.ipynb #4f046edd
 import difflib
@@ -26,7 +26,7 @@ from .charts import save_figure
 from .evaluation import Exam, as_baseline_examinee, summarise, take
 from .models import TITLES, architecture
 from .prompts import lookup
-from .results import provenance, save_dataset, write_atomically
+from .results import exam_dataset, provenance, save_dataset, write_atomically
 from .runs import Report, RunConfig, find_record, load_cost, run
 from .tasks import PAPER_CURRICULA, Curriculum, LinearRegression, Ramp, SparseParity, Task
 from .training import TrainConfig
@@ -198,23 +198,22 @@ def gather(
 ) -> xr.Dataset:
     """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples)."""
     config = next(iter(experiment_runs(settings.experiment, settings.tier).values()))
-    parts = []
-    for title, record in records.items():
-        names = {"pooled": "value", "pooled_low": "low", "pooled_high": "high", "score": "by_seed"}
-        parts.append(record[list(names)].rename(names).drop_attrs().expand_dims(who=[title]))
-    for title, baseline in baselines.items():
-        for exam in config.exams:
-            summary = summarise(take(exam, config.train.task, as_baseline_examinee(baseline))[None])
-            data = {"value": summary.mean, "low": summary.low, "high": summary.high}
-            dims = ("who", "shift", "examples")
-            parts.append(xr.Dataset({name: (dims, value[None].numpy()) for name, value in data.items()},
-                                    {"who": [title], "shift": [exam.shift], "examples": exam.examples}))
-    numbers = xr.combine_by_coords([part[[name]] for part in parts for name in part.data_vars], join="outer", combine_attrs="drop", data_vars="all", compat="no_conflicts")
-    order = [*records, *baselines]
+    names = {"pooled": "value", "pooled_low": "low", "pooled_high": "high", "score": "by_seed"}
+    parts = [record[list(names)].rename(names).drop_attrs() for record in records.values()]
+    for baseline in baselines.values():
+        summaries = [summarise(take(exam, config.train.task, as_baseline_examinee(baseline))[None]) for exam in config.exams]
+        alone = exam_dataset(config.exams, summaries, seeds=config.train.seeds[:1]).rename(names)[list(names.values())]
+        parts.append(alone.assign(by_seed=alone["by_seed"].where(False)))  # a baseline has no seeds
+    numbers = xr.concat(parts, pd.Index([*records, *baselines], name="who"), join="outer", data_vars="all", coords="minimal", compat="equals")
     task = config.train.task
-    return numbers.sel(who=order, shift=[exam.shift for exam in config.exams]).assign_attrs(
+    return numbers.assign_attrs(
         experiment=settings.experiment, tier=settings.tier, dim=task.dim, trained_to=task.n_points - 1, score=task.score_label,
         runs=json.dumps({title: record.attrs["configuration"] for title, record in records.items()}, sort_keys=True), **provenance())
+
+
+def published(name: str) -> pd.DataFrame:
+    "A paper's own numbers, as stored with the project in `figures/reference/`."
+    return pd.read_csv(project_root() / COMMITTED / "reference" / f"{name}.csv")
 
 
 def headline(numbers: xr.Dataset, asked: Mapping[str, tuple[str, int]]) -> pd.DataFrame:

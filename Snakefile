@@ -1,0 +1,49 @@
+# The batch: runs -> experiment notebooks -> verdicts. `iclrepro reproduce` calls it; call it directly to send the jobs to a cluster:
+#   snakemake --directory results --config tier=gpu root=$PWD/results device=cuda --executor slurm --jobs 16
+# A file that exists is complete (iclrepro writes whole files only), so --ignore-incomplete and --nolock are safe.
+from pathlib import Path
+
+from iclrepro.experiments import EXPERIMENTS, experiment_runs, project_root
+from iclrepro.models import TITLES, parse_pattern
+
+tier = config.get("tier", "laptop")
+root = Path(config.get("root", project_root() / "results")).resolve()
+device = config.get("device", "cpu")
+
+drawn = [name for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers]
+names = {title: name for name, title in TITLES.items()}
+runs = {}  # by folder: experiments may share runs
+for experiment in drawn:
+    for title, run in experiment_runs(experiment, tier).items():
+        runs[run.folder] = (run, f"{experiment} --model {names[title]}")
+
+
+rule all:
+    input: f"{root}/claims-{tier}.json"
+
+
+# A rule a run, not a wildcard, so that those with most Mamba blocks, the slowest a step, start first.
+for folder, (run, asked) in runs.items():
+    rule:
+        name: "train_" + folder.replace("-", "_").replace(".", "_")
+        output: f"{root}/runs/{folder}/record.nc"
+        priority: run.train.steps * (1 + parse_pattern(run.train.model.pattern).count("mamba"))
+        params: asked=asked  # bound here: the shell command is put together only when the job starts
+        shell: "iclrepro train {params.asked} --tier {tier} --root {root} --device {device} --quiet"
+
+
+for experiment in drawn:
+    rule:
+        name: f"draw_{experiment}"
+        input:
+            [f"{root}/runs/{run.folder}/record.nc" for run in experiment_runs(experiment, tier).values()],
+            notebook=f"{project_root()}/nbs/experiments/{experiment}.ipynb",
+        output: multiext(f"{root}/{experiment}/{tier}", ".nc", ".csv", ".svg", ".vl.json", ".verdicts.json", ".ipynb")
+        params: experiment=experiment
+        shell: "iclrepro draw {params.experiment} --tier {tier} --root {root} --device {device}"
+
+
+rule claims:
+    input: [f"{root}/{experiment}/{tier}.nc" for experiment in drawn]
+    output: f"{root}/claims-{tier}.json"
+    shell: "iclrepro claims --root {root} --save {root}/claims-{tier}.json"

@@ -1,0 +1,32 @@
+"""What the tests of the repository share: where it is, its settings, and its tools."""
+import os
+import shlex
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+# A module imports only what stands before it.
+MODULES = ("prompts tasks shifts scan scan_numba blocks models baselines training evaluation results runs charts "
+           "experiments claims cli").split()
+
+_config = ConfigParser()
+_config.read(ROOT / "settings.ini", encoding="utf-8")
+settings = _config["DEFAULT"]
+
+
+def name_of(path):
+    """The path as a reader of the repository knows it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def run(*command, cwd=ROOT, **environment):
+    """Run a command with this environment's tools; return what it printed, or fail with it."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **environment}
+    done = subprocess.run(command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f"{shlex.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout

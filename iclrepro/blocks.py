@@ -70,7 +70,7 @@ class Attention(Block):
     """Causal multi-head self-attention with biases, no dropout (GPT-2; released CausalSelfAttention)."""
     def __init__(self, d_model: int, n_heads: int = 8):
         super().__init__(d_model)
-        if d_model % n_heads: raise ValueError(f"n_heads is {n_heads}: it must divide d_model, {d_model}")
+        if n_heads < 1 or d_model % n_heads: raise ValueError(f"n_heads is {n_heads}: it must be at least 1 and divide d_model, {d_model}")
         self.n_heads = n_heads
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_COLOURS', 'BASELINE_GREYS', 'BASELINE_DASHES', 'use_svg', 'score_rows', 'score_chart', 'with_face',
-           'save_figure']
+           'save_figure', 'publish']
 
 # %% ../nbs/11_charts.ipynb #310a054d
 import json
@@ -18,7 +18,7 @@ import pandas as pd
 import vl_convert
 import xarray as xr
 
-from .results import write_atomically
+from .results import save_dataset, write_atomically
 
 # %% ../nbs/11_charts.ipynb #85e42d3a
 MODEL_COLOURS = {"Transformer": "#D55E00", "Transformer, no positions": "#E69F00", "Mamba": "#0072B2", "MambaFormer": "#009E73"}
@@ -104,3 +104,16 @@ def save_figure(chart: alt.TopLevelMixin, stem: str | os.PathLike) -> tuple[Path
     svg = re.sub(r"\bclip(\d+)\b", lambda match: f"clip{numbers.setdefault(match[1], len(numbers) + 1)}", vl_convert.vegalite_to_svg(spec))
     write_atomically(picture, svg.encode())
     return specification, picture
+
+# %% ../nbs/11_charts.ipynb #eac4f2f4
+def publish(
+    stem: str | os.PathLike, # the files' common beginning, such as results/linear_regression/laptop
+    numbers: xr.Dataset,     # everything the figure shows and a verdict reads
+    chart: alt.TopLevelMixin,
+    table: pd.DataFrame,     # the main numbers, for people
+) -> list[Path]:
+    "Store an experiment's numbers (.nc), main numbers (.csv) and figure (.vl.json, .svg); returns the paths written."
+    paths = [Path(f"{stem}{ending}") for ending in (".nc", ".csv")]
+    save_dataset(numbers, paths[0])
+    write_atomically(paths[1], table.to_csv(float_format="%.4g", lineterminator="\n").encode())
+    return [*paths, *save_figure(chart, stem)]

@@ -118,7 +118,8 @@ def draw(experiment: str, tier: str, root: str, device: str = "cpu", train_missi
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}")
     parameters = {"tier": tier, "root": str(Path(root).resolve()), "device": device, "train_missing": train_missing}
-    papermill.execute_notebook(home / f"{experiment}.ipynb", partial, parameters, progress_bar=False, cwd=home)
+    papermill.execute_notebook(home / f"{experiment}.ipynb", partial, parameters, progress_bar=False, cwd=home,
+                               extra_arguments=["--log-level=ERROR"])  # else the kernel warns of TCP at every start
     os.replace(partial, target)
 
 

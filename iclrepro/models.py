@@ -25,7 +25,7 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
     for part in pattern.split("+"):
         match = re.fullmatch(r"\s*(?:\(([\w\s]+)\)|([\w\s]+?))(?:\s+x\s*(\d+))?\s*", part)
         group = (match[1] or match[2]).split() if match else []
-        if not group or match[3] == "0" or (match[2] and match[3] and len(group) > 1):
+        if not group or match[3] and int(match[3]) == 0 or (match[2] and match[3] and len(group) > 1):
             raise ValueError(f"pattern {pattern!r}: cannot read {part.strip()!r}; write parts such as 'mamba', 'mamba x 24' or '(attn mlp) x 12', joined by +")
         names += group * int(match[3] or 1)
     for name in names: lookup(BLOCKS, name, "block")
@@ -55,9 +55,9 @@ class ModelConfig:
         parse_pattern(self.pattern)
         lookup(dict.fromkeys(POSITIONS), self.positions, "positions")
         lookup(dict.fromkeys(INITS), self.init, "init")
-        for name in ("d_in", "d_out", "d_model", "depth"):
+        for name in ("d_in", "d_out", "d_model", "n_heads", "d_state", "d_conv", "expand", "depth"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if (self.positions == "learned") != (self.n_positions > 0):
+        if self.n_positions < 0 or (self.positions == "learned") != (self.n_positions > 0):
             raise ValueError(f"positions is {self.positions!r} with n_positions {self.n_positions}: a learned table needs rows, and only it has them")
 
 # %% ../nbs/05_models.ipynb #fe4b5a81

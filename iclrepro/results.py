@@ -7,6 +7,7 @@ __all__ = ['PACKAGES', 'MAGIC', 'write_atomically', 'git_commit', 'device_name',
            'exam_dataset', 'BadCheckpoint', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/10_results.ipynb #4ed247cb
+import contextlib
 import hashlib
 import io
 import json
@@ -38,7 +39,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError): temporary.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error.strerror or error}; choose a folder that exists or can be made, and that you may write to") from error
 
 # %% ../nbs/10_results.ipynb #8d8c1180

@@ -169,7 +169,8 @@ def train(
     if path.exists():
         state = load_checkpoint(path)
         earlier = state.pop("seconds")
-        training.load_state_dict(state)
+        try: training.load_state_dict(state)
+        except ValueError as error: raise WrongRun(f"{path}: {error}; move it away to start the run from its beginning") from error
     begin, started = training.step, time.monotonic()
     saved_at, saved_step = started, begin if path.exists() else -1
     while not training.finished:

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -138,12 +139,20 @@ class Training:
         the last saved state is good."""
         begin, size = self.step, self.config.log_every
         end = min(self.config.steps, (begin // size + 1) * size)
-        window = torch.stack([torch.stack([member.step(self.config, step) for member in self.members]) for step in range(begin, end)], dim=1)
-        self.losses[:, begin:end] = window
+
+        def window(member: Member) -> Tensor:  # (steps,)
+            return torch.stack([member.step(self.config, step) for step in range(begin, end)])
+
+        # On a CPU the members run side by side: they share nothing, and torch and the scan leave Python's lock while they compute.
+        side_by_side = len(self.members) if self.device.type == "cpu" else 1
+        with ThreadPoolExecutor(side_by_side) as pool:
+            self.losses[:, begin:end] = torch.stack(list(pool.map(window, self.members)))
         bad = (~self.losses[:, begin:end].isfinite()).nonzero()
         if len(bad):
             member, offset = bad[bad[:, 1].argmin()].tolist()
             raise NonFiniteLoss(self.config.seeds[member], begin + offset, self.losses[member, begin + offset].item())
+        for member in self.members:  # the last step of a window can spoil the weights after a finite loss
+            if not member.flat.isfinite().all(): raise NonFiniteLoss(member.seed, end, torch.nan)
         self.step = end
 
     def loss_curve(self) -> tuple[list[int], Tensor]:  # steps, (seeds, windows)

@@ -15,7 +15,7 @@
 # **The claims.** Grazzi et al.'s preprint reports that Mamba, trained on isotropic inputs, extrapolates to longer prompts better than their Transformer, which has no positions; the final paper, for skewed inputs, reports the opposite. So the sign may depend on the
 # training distribution, and here is the first of the two cases.
 #
-# A Transformer with *learned* positions (Park et al.) is shown beside it. Its table has rows for the longer prompts too, but rows beyond the training length keep their random initial values.
+# The Transformer here has *learned* positions (Park et al.). Its table has rows for the longer prompts too, but rows beyond the training length keep their random initial values. The Transformer without positions joins at the larger tiers.
 
 # %% tags=["parameters"]
 tier = "laptop"       # smoke, laptop, gpu or paper
@@ -32,16 +32,16 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.baselines import least_squares
-from iclrepro.charts import score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, publish
+from iclrepro.experiments import collect, costs, experiment_runs, gather, headline
 from iclrepro.shifts import SHIFTS
 use_svg()
 
 # %% [markdown]
 # ## The runs and their exams
 #
-# These are the runs of [linear_regression](linear_regression.ipynb), with one more, the Transformer without positions. Each exam has 1280 prompts (fewer at the smoke tier).
+# These are the runs of [linear_regression](linear_regression.ipynb); but for the laptop tier there is one more, the Transformer without positions. Each exam has 1280 prompts (fewer at the smoke tier).
 
 # %%
 runs = experiment_runs(settings.experiment, settings.tier)
@@ -101,7 +101,7 @@ def panel(exam):
 
 rows = [alt.hconcat(*(panel(exam) for exam in pair)) for pair in (exams[:2], exams[2:])]
 chart = with_face(alt.vconcat(*rows), finding, settings.tier, ["Least squares is exact from d examples on where there is no noise, so it leaves the panel."])
-paths = publish(settings, numbers, chart, table)
+paths = publish(settings.stem, numbers, chart, table)
 chart
 
 # %% [markdown]

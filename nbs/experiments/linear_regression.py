@@ -29,9 +29,9 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.baselines import averaging, least_squares, nearest_neighbours
-from iclrepro.charts import MODEL_COLOURS, score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import MODEL_COLOURS, publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, published, publish
+from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, published
 use_svg()
 
 # %% [markdown]
@@ -101,7 +101,7 @@ theirs = theirs[theirs.examples <= seen[-1]]
 
 chart = with_face(score_chart(score_rows(numbers, [*MODELS, *baselines], ["none"]), trained_to=task.n_points - 1, score_label="squared error / d", published=theirs, y_domain=(0, 1.3)),
                   finding, settings.tier, [f"Dashed, coloured: Grazzi et al., Fig. 8 (d = 20, here at equal examples per dimension)." if task.dim != 20 else "Dashed, coloured: Grazzi et al., Fig. 8."])
-paths = publish(settings, numbers, chart, table)
+paths = publish(settings.stem, numbers, chart, table)
 chart
 
 # %% [markdown]

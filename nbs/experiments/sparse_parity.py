@@ -32,9 +32,9 @@ import pandas as pd
 import torch
 
 from iclrepro.baselines import expected_accuracy, parity_bayes
-from iclrepro.charts import score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, published, publish
+from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, published
 from iclrepro.prompts import Draws
 use_svg()
 
@@ -81,7 +81,7 @@ theirs = published("park_parity_accuracy").rename(columns={"model": "who", "accu
 theirs = theirs[theirs.who.isin(list(records)) & (theirs.examples <= last)] if task.dim == 10 else None
 note = "Dashed, coloured: Park et al." if theirs is not None else "This tier's models are far too small and short to learn parity."
 chart = with_face(score_chart(score_rows(numbers, [*records, "Bayes"], ["none"]), last, "accuracy", published=theirs, y_domain=(0.4, 1.02)), finding, settings.tier, [note])
-paths = publish(settings, numbers, chart, table)
+paths = publish(settings.stem, numbers, chart, table)
 chart
 
 # %% [markdown]

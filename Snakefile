@@ -1,10 +1,13 @@
 # The batch: runs -> experiment notebooks -> verdicts. `iclrepro reproduce` calls it; call it directly to send the jobs to a cluster:
 #   snakemake --directory results --config tier=gpu root=$PWD/results device=cuda --executor slurm --jobs 16
 # A file that exists is complete (iclrepro writes whole files only), so --ignore-incomplete and --nolock are safe.
+import sys
 from pathlib import Path
 
 from iclrepro.experiments import EXPERIMENTS, experiment_runs, project_root
 from iclrepro.models import TITLES, parse_pattern
+
+shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # the environment need not be activated
 
 tier = config.get("tier", "laptop")
 root = Path(config.get("root", project_root() / "results")).resolve()

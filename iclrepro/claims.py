@@ -61,7 +61,7 @@ def as_good_as_a_transformer(who: str) -> Judge:
         k = 2 * numbers.attrs["dim"]
         ours, reference = (score_at(numbers, name, k) for name in (who, "Transformer"))
         evidence = f"squared error / d after {k} examples: {who} {ours:.3g}, Transformer {reference:.3g}"
-        if reference >= LEARNT: return UNDECIDED, evidence + f"; the Transformer itself has not come below {LEARNT}"
+        if not reference < LEARNT: return UNDECIDED, evidence + f"; the Transformer itself has not come below {LEARNT}"
         if ours <= 1.5 * reference: return REPRODUCED, evidence
         return (PARTLY if ours < LEARNT else NOT_REPRODUCED), evidence
     return judge
@@ -73,7 +73,7 @@ def keeps_accuracy(who: str) -> Judge:
         k = numbers.attrs["trained_to"]
         before, after = score_at(numbers, who, k), score_at(numbers, who, 2 * k)
         evidence = f"squared error / d of {who} after {k} examples {before:.3g}, after {2 * k} {after:.3g}"
-        if before >= LEARNT: return UNDECIDED, evidence + f"; it has not come below {LEARNT} at the training length"
+        if not before < LEARNT: return UNDECIDED, evidence + f"; it has not come below {LEARNT} at the training length"
         return (REPRODUCED if after <= 1.5 * before else PARTLY if after <= 3 * before else NOT_REPRODUCED), evidence
     return judge
 
@@ -88,7 +88,7 @@ def keeps_more_accuracy(who: str, reference: str) -> Judge:
         evidence = f"squared error / d after {k} examples, twice the training length: " + ", ".join(parts)
         before = {name: score_at(numbers, name, numbers.attrs["trained_to"]) for name in at}
         evidence += "; at the training length: " + ", ".join(f"{name} {value:.3g}" for name, value in before.items())
-        if max(before.values()) >= LEARNT: return UNDECIDED, evidence + f"; not both have come below {LEARNT} there"
+        if not all(value < LEARNT for value in before.values()): return UNDECIDED, evidence + f"; not both have come below {LEARNT} there"
         if at[who]["high"] < at[reference]["low"]: return REPRODUCED, evidence
         return (PARTLY if at[who]["value"] < at[reference]["value"] else NOT_REPRODUCED), evidence
     return judge

@@ -21,8 +21,16 @@ for experiment in drawn:
         runs[run.folder] = (run, f"{experiment} --model {names[title]}")
 
 
+def files_of(experiment):
+    return multiext(f"{root}/{experiment}/{tier}", ".nc", ".csv", ".svg", ".vl.json", ".verdicts.json", ".ipynb")
+
+
+# Every file is asked for by name: a notebook that was killed half way has left some of its files, and they are whole.
 rule all:
-    input: f"{root}/claims-{tier}.json"
+    input:
+        f"{root}/claims-{tier}.json",
+        [files_of(experiment) for experiment in drawn],
+        [f"{root}/runs/{folder}/record.nc" for folder in runs],
 
 
 # A rule a run, not a wildcard, so that those with most Mamba blocks, the slowest a step, start first.
@@ -42,7 +50,7 @@ for experiment in drawn:
         input:
             [f"{root}/runs/{run.folder}/record.nc" for run in experiment_runs(experiment, tier).values()],
             notebook=f"{project_root()}/nbs/experiments/{experiment}.ipynb",
-        output: multiext(f"{root}/{experiment}/{tier}", ".nc", ".csv", ".svg", ".vl.json", ".verdicts.json", ".ipynb")
+        output: files_of(experiment)
         params: experiment=experiment
         shell: "iclrepro draw {params.experiment} --tier {tier} --root {root} --device {device}"
 

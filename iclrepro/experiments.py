@@ -155,7 +155,8 @@ def check_parameters(experiment: str, names: Mapping[str, Any]) -> Settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"unknown parameter {name!r}: {experiment} takes {', '.join(known)}." + (f" Did you mean {close[0]!r}?" if close else ""))
-    settings = Settings(experiment, names["tier"], project_root() / names["root"], names["device"], bool(names["train_missing"]))
+    if not isinstance(names["train_missing"], bool): raise ValueError(f"train_missing is {names['train_missing']!r}: it must be True or False")
+    settings = Settings(experiment, names["tier"], project_root() / names["root"], names["device"], names["train_missing"])
     experiment_runs(experiment, settings.tier)
     return settings
 

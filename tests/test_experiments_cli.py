@@ -1,0 +1,563 @@
+"""Intervals, exams, verdicts and the command line; and the smoke tier, reproduced, killed, resumed and redrawn."""
+import csv
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from project import BIN, ROOT
+from scipy import stats
+
+from iclrepro.baselines import averaging
+from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
+                             ledger, save_verdicts, to_markdown)
+from iclrepro.cli import main, override
+from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, summarise, take
+from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_runs, published, spread
+from iclrepro.models import SequenceModel, architecture, build_model, predict
+from iclrepro.prompts import Draws, Prompt
+from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset
+from iclrepro.runs import RunConfig
+from iclrepro.shifts import SHIFTS, sample_shifted
+from iclrepro.tasks import LinearRegression
+
+RUNS = {config.folder: config for name in EXPERIMENTS for config in experiment_runs(name, "smoke").values()}
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 3), (3, 25, 2)])
+def test_the_bootstrap_is_a_loop(shape):
+    seeds, prompts, examples = shape
+    scores = Draws(0).normal(*shape).square()
+    draws = Draws(5, stream="bootstrap")
+    of_prompts, of_seeds = draws.integers(prompts, 200, prompts).numpy(), draws.integers(seeds, 200, seeds).numpy()
+    values, single, pooled = scores.double().numpy(), [], []
+    for prompt_choice, seed_choice in zip(of_prompts, of_seeds):
+        single.append([[math.fsum(values[s, p, e] for p in prompt_choice) / prompts for e in range(examples)] for s in range(seeds)])
+        pooled.append([math.fsum(single[-1][s][e] for s in seed_choice) / seeds for e in range(examples)])
+    got = summarise(scores, n_resamples=200, seed=5)
+    expected = {"mean": values.mean(1), "low": np.quantile(single, 0.05, axis=0), "high": np.quantile(single, 0.95, axis=0),
+                "pooled": values.mean((0, 1)), "pooled_low": np.quantile(pooled, 0.05, axis=0), "pooled_high": np.quantile(pooled, 0.95, axis=0)}
+    for name, value in expected.items(): np.testing.assert_allclose(getattr(got, name).numpy(), value, rtol=1e-12, err_msg=name)
+
+
+def test_the_interval_is_scipys():
+    "Each 5 % quantile of 1000 resampled means is known to 0.07 of their spread."
+    scores = Draws(1).normal(1, 300, 2).exp()
+    got = summarise(scores)
+    for e in range(2):
+        values = scores[0, :, e].double().numpy()
+        theirs = stats.bootstrap((values,), np.mean, n_resamples=9999, confidence_level=0.9, method="percentile", rng=np.random.default_rng(0))
+        for ours, bound in zip((got.low[0, e], got.high[0, e]), theirs.confidence_interval): assert abs(ours - bound) < 5 * 0.075 * theirs.standard_error
+    assert torch.equal(got.mean[0], got.pooled)
+
+
+def test_the_pooled_interval_resamples_seeds():
+    "Two seeds that always score 0 and 1: a resampled pair has mean 0 or 1 in a quarter of cases each."
+    got = summarise(torch.tensor([0.0, 1.0])[:, None, None].expand(2, 30, 1))
+    assert (got.pooled_low.item(), got.pooled.item(), got.pooled_high.item()) == pytest.approx((0, 0.5, 1))
+    for bound in (got.low, got.high): torch.testing.assert_close(bound, got.mean)
+
+
+TASK = LinearRegression(3, 6)
+
+
+def by_hand(exam, answer):
+    "Scores of an exam: answer(x, y) is what is said to the last x of a prompt, one prompt at a time."
+    scores = []
+    for batch in range(exam.n_prompts // exam.batch_size):
+        context, query = sample_shifted(TASK, exam.shift, Draws(exam.seed, batch, "evaluation"), exam.batch_size, exam.n_points)
+        asked = context if query is None else query
+        for b in range(exam.batch_size):
+            row = []
+            for k in exam.examples:
+                x, y = torch.cat([context.x[b:b + 1, :k], asked.x[b:b + 1, k:k + 1]], 1), context.y[b:b + 1, :k]
+                row.append((answer(x, y) - asked.y[b, k].item())**2 / 3)
+            scores.append(row)
+    return scores
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_an_exam_is_a_loop_over_prompts_and_questions(shift):
+    exam = Exam(shift, 6, (5, 0, 2), 6, 3, seed=4)
+    assert exam.examples == [0, 2, 5]
+    model = build_model(architecture("mambaformer", 3, 1, 16, 2), 0)
+
+    def model_says(x, y):
+        y = torch.cat([y, torch.full((1, 1), 77.0)], 1)  # the answer itself is not seen
+        with torch.no_grad(): return predict(model, Prompt(x, y, torch.ones_like(y, dtype=torch.bool)))[0, -1].item()
+
+    def averaging_says(x, y):
+        return 0.0 if y.shape[1] == 0 else (y[0, :, None] * x[0, :-1]).mean(0).dot(x[0, -1]).item()
+
+    batches = []
+    np.testing.assert_allclose(take(exam, TASK, as_examinee(model), on_batch=lambda: batches.append(1)), by_hand(exam, model_says), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(take(exam, TASK, as_baseline_examinee(averaging)), by_hand(exam, averaging_says), rtol=1e-4, atol=1e-6)
+    assert len(batches) == 2
+
+
+def test_an_exam_dataset_joins_exams_that_ask_differently():
+    exams = [Exam("none", 6, (), 4, 2), Exam("orthants", 6, (1, 4), 4, 2)]
+    summaries = [summarise(Draws(i).normal(2, 4, len(exam.examples)).square(), 50) for i, exam in enumerate(exams)]
+    dataset = exam_dataset(exams, summaries, (7, 9))
+    assert dataset.examples.values.tolist() == list(range(6)) and dataset.seed.values.tolist() == [7, 9]
+    for exam, summary in zip(exams, summaries):
+        for name, field in (("score", "mean"), ("score_low", "low"), ("score_high", "high"), ("pooled", "pooled"), ("pooled_low", "pooled_low"), ("pooled_high", "pooled_high")):
+            part = dataset[name].sel(shift=exam.shift)
+            assert (part.sel(examples=exam.examples).values == getattr(summary, field).numpy()).all()
+            assert part.sel(examples=[k for k in range(6) if k not in exam.examples]).isnull().all()
+
+
+def numbers(scores, dim=3, trained_to=7):
+    "Stored numbers: {who: {examples: value, or (value, low, high)}}."
+    examples = sorted({k for row in scores.values() for k in row})
+    data = {name: (("who", "shift", "examples"), np.array([[[np.broadcast_to(row.get(k, np.nan), 3)[i] for k in examples]] for row in scores.values()], dtype=float))
+            for i, name in enumerate(("value", "low", "high"))}
+    return xr.Dataset(data, {"who": list(scores), "shift": ["none"], "examples": examples}, {"dim": dim, "trained_to": trained_to})
+
+
+@pytest.mark.parametrize("ours, transformer, verdict", [
+    (0.1, 0.1, REPRODUCED), (0.001, 0.1, REPRODUCED), (0.15, 0.1, REPRODUCED), (0.0151, 0.01, PARTLY), (0.149, 0.09, PARTLY), (0.151, 0.09, NOT_REPRODUCED), (0.9, 0.01, NOT_REPRODUCED), (0.21, 0.149, REPRODUCED),
+    (0.01, 0.15, UNDECIDED), (0.01, 0.9, UNDECIDED), (0.01, np.nan, UNDECIDED)])
+def test_as_good_as_a_transformer(ours, transformer, verdict):
+    got, evidence = as_good_as_a_transformer("Mamba")(numbers({"Mamba": {5: 9.0, 6: ours, 7: 9.0}, "Transformer": {5: 9.0, 6: transformer, 7: 9.0}}))
+    assert got == verdict
+    assert f"{ours:.3g}" in evidence and f"{transformer:.3g}" in evidence and "6 examples" in evidence
+
+
+@pytest.mark.parametrize("before, after, verdict", [
+    (0.1, 0.05, REPRODUCED), (0.1, 0.15, REPRODUCED), (0.1, 0.16, PARTLY), (0.1, 0.29, PARTLY), (0.1, 0.31, NOT_REPRODUCED), (0.15, 0.1, UNDECIDED), (0.9, 0.1, UNDECIDED), (np.nan, 0.1, UNDECIDED)])
+def test_keeps_accuracy(before, after, verdict):
+    got, evidence = keeps_accuracy("Mamba")(numbers({"Mamba": {6: 9.0, 7: before, 14: after, 15: 9.0}}))
+    assert got == verdict
+    assert f"{before:.3g}" in evidence and f"{after:.3g}" in evidence
+
+
+@pytest.mark.parametrize("ours, theirs, verdict", [
+    ((0.1, 0.08, 0.12), (0.2, 0.13, 0.3), REPRODUCED), ((0.1, 0.08, 0.14), (0.2, 0.13, 0.3), PARTLY), ((0.3, 0.2, 0.4), (0.2, 0.1, 0.35), NOT_REPRODUCED), ((0.3, 0.2, 0.4), (0.1, 0.05, 0.15), NOT_REPRODUCED)])
+def test_keeps_more_accuracy(ours, theirs, verdict):
+    judge = keeps_more_accuracy("Mamba", "Other")
+    assert judge(numbers({"Mamba": {7: 0.1, 14: ours}, "Other": {7: 0.1, 14: theirs}}))[0] == verdict
+    for bad in ({"Mamba": {7: 0.2, 14: ours}, "Other": {7: 0.1, 14: theirs}}, {"Mamba": {7: 0.1, 14: ours}, "Other": {7: 0.2, 14: theirs}}, {"Mamba": {7: 0.1, 14: ours}}):
+        assert judge(numbers(bad))[0] == UNDECIDED
+
+
+def claim(lowest_tier="laptop", judge=keeps_accuracy("Mamba")): return Claim("words", "where", "length_and_shift", "rule", lowest_tier, judge)
+
+
+def test_the_highest_stored_tier_decides(tmp_path):
+    assert judge_claim(claim(), tmp_path).verdict == UNDECIDED and judge_claim(claim(), tmp_path).tier == ""
+    verdicts = {"smoke": UNDECIDED, "laptop": REPRODUCED, "gpu": NOT_REPRODUCED, "paper": PARTLY}
+    for tier, after in zip(TIERS, (0.1, 0.1, 0.9, 0.2)):
+        save_dataset(numbers({"Mamba": {7: 0.1, 14: after}}), tmp_path / "length_and_shift" / f"{tier}.nc")
+        verdict = judge_claim(claim(), tmp_path)
+        assert (verdict.verdict, verdict.tier) == (verdicts[tier], tier)
+    assert judge_claim(claim(), tmp_path, ("smoke", "laptop")).verdict == REPRODUCED
+    assert judge_claim(claim("paper"), tmp_path, ("gpu",)).verdict == UNDECIDED
+    assert judge_claim(claim("gpu"), tmp_path, ("gpu",)).verdict == NOT_REPRODUCED
+
+
+def test_verdicts_are_saved_and_told(tmp_path):
+    verdicts = judge_all(tmp_path)
+    assert verdicts.keys() == CLAIMS.keys() and {v.verdict for v in verdicts.values()} == {UNDECIDED}
+    assert judge_all(tmp_path, "sparse_parity").keys() == {name for name, c in CLAIMS.items() if c.experiment == "sparse_parity"}
+    save_verdicts(verdicts, tmp_path / "v.json")
+    assert json.loads((tmp_path / "v.json").read_text()).keys() == CLAIMS.keys()
+    table = ledger(verdicts)
+    assert table.claim.tolist() == [c.words for c in CLAIMS.values()]
+    lines = to_markdown(table.assign(claim="a | b")).splitlines()
+    assert len(lines) == 2 + len(CLAIMS) and all("| a \\| b |" in line for line in lines[2:])
+
+
+def test_every_claim_can_be_decided():
+    for c in CLAIMS.values(): assert c.lowest_tier in EXPERIMENTS[c.experiment].tiers and c.words and c.where and c.rule
+
+
+def test_every_experiment_has_valid_runs_at_each_of_its_tiers():
+    for name, experiment in EXPERIMENTS.items():
+        assert (ROOT / "nbs" / "experiments" / f"{name}.ipynb").exists() and set(experiment.tiers) <= set(TIERS) and "smoke" in experiment.tiers
+        for tier in experiment.tiers:
+            for config in experiment_runs(name, tier).values():
+                assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config and config.name.endswith(tier)
+
+
+def test_the_papers_models_are_what_gpu_and_paper_run():
+    for tier in ("gpu", "paper"):
+        runs = experiment_runs("linear_regression", tier)
+        assert {(c.train.task.dim, c.train.task.n_points, c.train.batch_size, c.train.lr, c.train.clip, c.train.schedule) for c in runs.values()} == {(20, 41, 64, 1e-4, 10.0, "constant")}
+        with torch.device("meta"): core = {title: sum(p.numel() for p in SequenceModel(c.train.model).blocks.parameters()) for title, c in runs.items()}
+        assert (core["Transformer"], core["Mamba"], core["MambaFormer"]) == (9_477_120, 10_518_528, 8_861_696)
+    assert {c.train.steps for c in experiment_runs("linear_regression", "paper").values()} == {500_001}
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 161, 1000])
+def test_spread_covers_all_sizes_of_context(n):
+    asked = spread(n)
+    assert asked[0] == 0 and asked[-1] == n - 1 and list(asked) == sorted(set(asked)) and len(asked) <= 12
+
+
+@pytest.mark.parametrize("name", ["grazzi_fig8", "park_parity_accuracy"])
+def test_the_papers_numbers_are_there(name):
+    table = published(name)
+    assert {"model", "examples"} < set(table.columns) and len(table) > 3 and table.drop(columns="model").select_dtypes("number").notna().all(axis=None)
+
+
+GOOD = {"tier": "smoke", "root": "results", "device": "cpu", "train_missing": True}
+
+
+def test_parameters_become_settings():
+    settings = check_parameters("sparse_parity", {**GOOD, "_private": 1, "In": [], "Out": {}, "check_parameters": check_parameters, "os": os})
+    assert settings == Settings("sparse_parity", "smoke", ROOT / "results", "cpu", True) and settings.stem == ROOT / "results/sparse_parity/smoke"
+    assert check_parameters("sparse_parity", {**GOOD, "root": "/elsewhere"}).root == Path("/elsewhere")
+
+
+BAD_PARAMETERS = {
+    "unknown": ({"teir": "smoke"}, "unknown parameter 'teir': sparse_parity takes tier, root, device, train_missing.*mean 'tier'"),
+    "unlike any": ({"zzz": 3}, "unknown parameter 'zzz': sparse_parity takes tier, root, device, train_missing"),
+    "a list": ({"steps": [1]}, "unknown parameter 'steps'"),
+    "unknown tier": ({"tier": "smok"}, "unknown tier 'smok': choose one of smoke, laptop, gpu, paper.*mean 'smoke'"),
+    "tier it lacks": ({"tier": "laptop"}, "sparse_parity has no laptop tier"),
+    "tier of another type": ({"tier": 3}, "unknown tier 3"),
+    "word for false": ({"train_missing": "false"}, "train_missing is 'false'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARAMETERS)
+def test_bad_parameters_are_refused(name):
+    changes, message = BAD_PARAMETERS[name]
+    with pytest.raises(ValueError, match=message): check_parameters("sparse_parity", {**GOOD, **changes})
+
+
+def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path):
+    settings = check_parameters("sparse_parity", {**GOOD, "root": str(tmp_path), "train_missing": False})
+    with pytest.raises(FileNotFoundError, match="no record of sparse_parity-transformer-smoke.*iclrepro train sparse_parity --tier smoke"): collect(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def command_line(capsys):
+    "The command line, in this process: words -> exit status and everything said."
+    threads = torch.get_num_threads()
+
+    def call(*words):
+        status = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
+    ask = ("train", "linear_regression", "--tier", "smoke", "--model", "mamba", "--root", tmp_path)
+    assert "complete  " not in command_line("list", "--tier", "smoke", "--root", tmp_path)[1]
+    status, said = command_line(*ask, "--set", "train.steps=20", "--set", "train.seeds=[5]")
+    assert status == 0 and "linear_regression-mamba-smoke: finished 20/20" in said
+    path, = tmp_path.glob("runs/*/record.nc")
+    config = json.loads(load_dataset(path).attrs["configuration"])
+    assert config["train"]["steps"] == 20 and config["train"]["seeds"] == [5] and config["train"]["model"]["pattern"] == "mamba x 2"
+    assert json.loads((path.parent / "progress.json").read_text())["stage"] == "finished"
+    status, said = command_line("train", "--config", path.parent / "config.json", "--root", tmp_path)
+    assert status == 0 and "complete already" in said
+    assert command_line(*ask, "--quiet") == (0, "")
+    status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert status == 0 and said.count("complete  ") == 2  # the run stands under both of its experiments
+
+
+CHANGES = {
+    "train.steps=7": lambda c: c.train.steps == 7, "train.lr=1": lambda c: c.train.lr == 1.0 and isinstance(c.train.lr, float), "name=other": lambda c: c.name == "other",
+    "train.model.pattern=mamba + attn": lambda c: c.train.model.pattern == "mamba + attn", "train.seeds=[4, 5]": lambda c: c.train.seeds == (4, 5), "train.curriculum.dims.start=1": lambda c: c.train.curriculum.dims.start == 1,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_configuration_is_changed_by_path(change):
+    config = experiment_runs("linear_regression", "smoke")["Mamba"]
+    changed = override(config, [change])
+    assert CHANGES[change](changed) and changed != config and override(config, []) == config
+
+
+REFUSED = {
+    "train linear_regresion": "unknown experiment 'linear_regresion'.*mean 'linear_regression'",
+    "train linear_regression --tier lptop": "unknown tier 'lptop'.*mean 'laptop'",
+    "train sparse_parity --tier laptop": "sparse_parity has no laptop tier: choose one of smoke, gpu, paper",
+    "train sparse_parity --tier smoke --model mambo": "unknown model 'mambo'.*mean 'mamba'",
+    "train sparse_parity --tier smoke --model transformer_nope": "unknown model of sparse_parity 'Transformer, no positions'",
+    "train": "name an experiment",
+    "train linear_regression --tier smoke --threads 0": "threads is 0",
+    "train linear_regression --tier smoke --set train.stepz=3": "unknown configuration path.*'stepz'.*mean 'steps'",
+    "train linear_regression --tier smoke --set trian.steps=3": "unknown configuration path 'trian'.*mean 'train'",
+    "train linear_regression --tier smoke --set train.steps=many": "train.steps must be of type int",
+    "train linear_regression --tier smoke --set train.steps=1.5": "train.steps must be of type int",
+    "train linear_regression --tier smoke --set train.steps=true": "train.steps must be of type int",
+    "train linear_regression --tier smoke --set train.lr=false": "train.lr must be of type float",
+    "train linear_regression --tier smoke --set train=3": "is not a single value",
+    "train linear_regression --tier smoke --set train.steps.more=3": "train.steps.more is not a single value",
+    "train linear_regression --tier smoke --set train.steps": "write path=value",
+    "train linear_regression --tier smoke --set train.steps=0": "steps is 0: it must be above 0",
+    "train linear_regression --tier smoke --set train.task.dim=4": "the task has dim 4 but the model reads d_in 3",
+    "train linear_regression --tier smoke --set train.curriculum.points.end=99": "beyond the model's positional table",
+    "train linear_regression --tier smoke --set train.model.pattern=lstm": "unknown block 'lstm': choose one of attn, mlp, mamba",
+    "train linear_regression --tier smoke --set train.task.name=quadratic": "unknown task 'quadratic'",
+    "train linear_regression --tier smoke --device gpu": "unknown device 'gpu'",
+    "train linear_regression --tier smoke --model transformer --set train.lr=1e30": "the loss of seed .* became (inf|nan|-inf) at step .*there is no checkpoint yet",
+    "train --config /nonexistent.json": "/nonexistent.json",
+    "draw linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
+    "draw sparse_parity --tier laptop": "sparse_parity has no laptop tier",
+    "reproduce --tier huge": "unknown tier 'huge'",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_bad_input_ends_with_status_2_and_its_reason(words, command_line, tmp_path):
+    parts, value = words.split(" --set ")[0].split(), words.split(" --set ")[1:]
+    status, said = command_line(*parts, *(["--set", *value] if value else []), "--root", tmp_path)
+    assert status == 2 and "Traceback" not in said
+    assert re.search(REFUSED[words], said), said
+    assert not list(tmp_path.rglob("record.nc")) and not list(tmp_path.rglob("*.svg"))
+
+
+@pytest.mark.parametrize("content", ["{}", "not JSON", "[]", '{"name": "x", "train": {"surprise": 1}, "exams": []}'])
+def test_a_file_that_is_no_configuration_is_refused(content, command_line, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    status, said = command_line("train", "--config", path, "--root", tmp_path)
+    assert status == 2 and str(path) in said
+
+
+@pytest.mark.parametrize("words", ["train linear_regression --tier smoke", "reproduce --tier smoke"])
+def test_a_root_that_cannot_be_written_is_refused(words, command_line, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, said = command_line(*words.split(), "--root", tmp_path / "file" / "sub")
+    assert status == 2 and "cannot write" in said and str(tmp_path / "file" / "sub") in said
+
+
+def test_debug_shows_the_error_itself():
+    with pytest.raises(ValueError, match="unknown experiment"): main(["--debug", "train", "x"])
+
+
+@pytest.mark.parametrize("words", ["", "trian", "train --teir smoke", "reproduce --cores many"])
+def test_words_that_are_no_command_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended: main(words.split())
+    assert ended.value.code == 2 and "usage: iclrepro" in capsys.readouterr().err
+
+
+# What follows runs the real thing in processes of its own, from a shell that has not activated the environment.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if Path(p) != BIN)}
+FILES = {f"{name}/smoke{ending}" for name in EXPERIMENTS for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json", ".ipynb")} | {"claims-smoke.json"}
+
+
+def start(*words, **options):
+    return subprocess.Popen([BIN / words[0], *map(str, words[1:])], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True, **options)
+
+
+def finished(process, seconds=300):
+    "Exit status and output of a process; one that takes too long is killed with all that it started."
+    with process:
+        try: output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output
+
+
+def reproduce(root): return start("iclrepro", "reproduce", "--tier", "smoke", "--root", root)
+
+
+def states(root):
+    "When each file below a root was written, but for logs."
+    return {path.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in sorted(Path(root).rglob("*"))
+            if path.is_file() and not path.is_relative_to(Path(root) / ".snakemake") and path.name not in (".writable", "snakemake.log")}
+
+
+def changed(before, after): return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def alive(session):
+    "Processes of a session that still run."
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try: fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError: continue
+            if int(fields[3]) == session and fields[0] != "Z": found.append(entry.name)
+    return found
+
+
+@dataclass
+class Smoke:
+    """A reproduction of the smoke tier that was killed twice, while it trained and while it drew, and the third call that completed it."""
+    root: Path
+    kills: list[dict[str, int]]  # states when all was dead
+    survivors: list[str]         # processes that outlived a kill
+    status: int
+    output: str
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    root, kills, survivors = tmp_path_factory.mktemp("smoke"), [], []
+    for pattern, count in (("runs/*/record.nc", 2), ("*/smoke.svg", 1)):
+        with reproduce(root) as process:
+            deadline = time.monotonic() + 180
+            while len(list(root.glob(pattern))) < count:
+                assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while alive(process.pid) and time.monotonic() < deadline: time.sleep(0.05)
+        survivors += alive(process.pid)
+        kills.append(states(root))
+    return Smoke(root, kills, survivors, *finished(reproduce(root)))
+
+
+def test_reproduce_goes_on_after_being_killed_and_ends_with_everything(smoke):
+    assert smoke.survivors == []
+    while_training, while_drawing = ({name for name in kill if name.endswith("record.nc")} for kill in smoke.kills)
+    assert 2 <= len(while_training) < len(RUNS) and len(while_drawing) >= 3 and not FILES <= smoke.kills[1].keys(), "it was not killed in the middle"
+    assert smoke.status == 0, smoke.output
+    assert f"{len(while_drawing)} of {len(RUNS)} runs are complete" in smoke.output
+    after = states(smoke.root)
+    for kill, complete in zip(smoke.kills, (while_training, while_drawing)):
+        assert {name: after[name] for name in complete} == {name: kill[name] for name in complete}, "complete runs were made again"
+    assert {f"runs/{folder}/record.nc" for folder in RUNS} | FILES <= after.keys()
+
+
+def test_reproduce_ends_with_tables_verdicts_and_figures(smoke):
+    for name, experiment in EXPERIMENTS.items():
+        assert f"{experiment.title} ({name}, tier smoke)" in smoke.output and f"figure: {smoke.root / name / 'smoke.svg'}" in smoke.output
+        header, *rows = csv.reader((smoke.root / name / "smoke.csv").read_text().splitlines())
+        assert header[0] == "model" and len(rows) >= 4
+        for row in rows:
+            line, = (line for line in smoke.output.partition(f"({name}, tier smoke)")[2].splitlines()[:len(rows) + 4] if line.startswith(f"{row[0]}  "))
+            assert [float(cell) for cell in line.removeprefix(row[0]).split()] == pytest.approx([float(cell) for cell in row[1:]], rel=1e-2)
+    for c in CLAIMS.values(): assert c.words in smoke.output
+    assert smoke.output.count(UNDECIDED.upper()) == len(CLAIMS)
+    assert json.loads((smoke.root / "claims-smoke.json").read_text()).keys() == CLAIMS.keys()
+
+
+def test_a_second_call_says_there_is_nothing_to_do_and_does_nothing(smoke):
+    before, started = states(smoke.root), time.monotonic()
+    status, output = finished(reproduce(smoke.root))
+    assert status == 0 and "nothing to do" in output and f"{len(RUNS)} of {len(RUNS)} runs are complete" in output
+    assert changed(before, states(smoke.root)) == set()
+    assert time.monotonic() - started < 30, "seconds were promised"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_figures_are_pictures_that_name_their_tier(smoke, name):
+    svg = ElementTree.parse(smoke.root / name / "smoke.svg").getroot()
+    text = " ".join(svg.itertext())
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg" and "Tier: smoke" in text and "in-context examples" in text
+    assert all(title in text for title in experiment_runs(name, "smoke") if name != "linear_regression" or title != "Transformer, no positions")
+    assert "Tier: smoke" in json.dumps(json.loads((smoke.root / name / "smoke.vl.json").read_text()))
+
+
+def test_stored_numbers_are_those_of_the_records_and_of_baselines_computed_by_hand(smoke):
+    stored = load_dataset(smoke.root / "length_and_shift" / "smoke.nc")
+    runs = experiment_runs("length_and_shift", "smoke")
+    for title, config in runs.items():
+        record = load_dataset(smoke.root / "runs" / config.folder / "record.nc")
+        for theirs, ours in (("pooled", "value"), ("pooled_low", "low"), ("pooled_high", "high"), ("score", "by_seed")):
+            np.testing.assert_array_equal(stored[ours].sel(who=title).transpose(*record[theirs].dims), record[theirs])
+    for exam in runs["Mamba"].exams:
+        errors = {k: [] for k in exam.examples[1:4]}
+        for batch in range(exam.n_prompts // exam.batch_size):
+            context, query = sample_shifted(runs["Mamba"].train.task, exam.shift, Draws(exam.seed, batch, "evaluation"), exam.batch_size, exam.n_points)
+            asked = context if query is None else query
+            for b, k in itertools.product(range(exam.batch_size), errors):
+                w = np.linalg.lstsq(context.x[b, :k].double().numpy(), context.y[b, :k].double().numpy(), rcond=None)[0]
+                errors[k].append((asked.x[b, k].double().numpy() @ w - asked.y[b, k].item())**2 / 3)
+        for k, values in errors.items():
+            assert stored["value"].sel(who="Least squares", shift=exam.shift, examples=k).item() == pytest.approx(np.mean(values), rel=1e-4, abs=1e-9), (exam.shift, k)
+
+
+def test_records_hold_what_the_saved_weights_score(smoke):
+    for folder, config in RUNS.items():
+        record, state = load_dataset(smoke.root / "runs" / folder / "record.nc"), load_checkpoint(smoke.root / "runs" / folder / "checkpoint.pt")
+        assert state["step"] == config.train.steps and np.isfinite(record["loss"]).all()
+        for seed, member in zip(config.train.seeds, state["members"]):
+            model = SequenceModel(config.train.model)
+            torch.nn.utils.vector_to_parameters(member["weights"], model.parameters())
+            exam = config.exams[0]
+            scores = take(exam, config.train.task, as_examinee(model)).double().mean(0)
+            np.testing.assert_allclose(record["score"].sel(shift="none", seed=seed, examples=exam.examples), scores, rtol=1e-5)
+
+
+@pytest.fixture(scope="session")
+def alone(smoke, tmp_path_factory):
+    "The three notebooks by papermill, without Snakemake, all at once in a folder of their own: statuses and outputs by name."
+    root = tmp_path_factory.mktemp("alone")
+    processes = {name: start("papermill", f"nbs/experiments/{name}.ipynb", root / f"{name}.ipynb", "-p", "tier", "smoke", "-p", "root", root) for name in EXPERIMENTS}
+    return root, {name: finished(process) for name, process in processes.items()}
+
+
+def test_papermill_alone_makes_the_same_records_and_figures(smoke, alone):
+    root, ended = alone
+    for name, (status, output) in ended.items(): assert status == 0, output
+    compared = [f"runs/{folder}/record.nc" for folder in RUNS] + sorted(name for name in FILES if name.endswith((".svg", ".vl.json", ".csv", ".nc", ".verdicts.json")))
+    assert {name for name in compared if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
+
+
+def test_bad_parameters_end_a_notebook_before_any_work(smoke, tmp_path):
+    asked = {"unknown parameter 'teir'": ("linear_regression", "-p", "teir", "smoke"), "unknown tier 'huge'": ("length_and_shift", "-p", "tier", "huge"),
+             "sparse_parity has no laptop tier": ("sparse_parity", "-p", "tier", "laptop")}
+    processes = {message: start("papermill", f"nbs/experiments/{name}.ipynb", tmp_path / f"{name}.ipynb", "-p", "root", tmp_path / "root", *words) for message, (name, *words) in asked.items()}
+    for message, process in processes.items():
+        status, output = finished(process, 120)
+        assert status != 0 and message in output
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_deleted_figure_is_redrawn_alone_and_is_the_same(smoke):
+    path = smoke.root / "sparse_parity" / "smoke.svg"
+    before, content = states(smoke.root), path.read_bytes()
+    path.unlink()
+    status, output = finished(reproduce(smoke.root))
+    assert status == 0, output
+    assert path.read_bytes() == content
+    touched = changed(before, states(smoke.root))
+    assert touched <= {name for name in FILES if name.startswith("sparse_parity/")} | {"claims-smoke.json"} and "sparse_parity/smoke.svg" in touched
+
+
+def copied(smoke, target, folders):
+    for folder in folders: shutil.copytree(smoke.root / folder, target / folder)
+    return target
+
+
+PARITY = ["sparse_parity", *(f"runs/{config.folder}" for config in experiment_runs("sparse_parity", "smoke").values())]
+
+
+def test_figures_are_redrawn_from_records_without_training(smoke, tmp_path):
+    root = copied(smoke, tmp_path / "figures", PARITY)
+    for ending in (".svg", ".vl.json"): (root / f"sparse_parity/smoke{ending}").unlink()
+    for path in root.glob("runs/*/checkpoint.pt"): path.unlink()  # figures that are kept keep no weights
+    before = states(root)
+    status, output = finished(start("iclrepro", "figures", "--root", root))
+    assert status == 0 and "sparse_parity, smoke" in output, output
+    for ending in (".svg", ".vl.json", ".nc", ".csv"):
+        assert (root / f"sparse_parity/smoke{ending}").read_bytes() == (smoke.root / f"sparse_parity/smoke{ending}").read_bytes(), ending
+    assert not any(name.startswith("runs/") for name in changed(before, states(root)))
+
+
+def test_a_run_that_fails_is_named_with_its_reason(smoke, tmp_path):
+    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs"])
+    folder = root / "runs" / experiment_runs("sparse_parity", "smoke")["Transformer"].folder
+    (folder / "record.nc").unlink()
+    (folder / "checkpoint.pt").write_bytes(b"damage")
+    before = states(root)
+    status, output = finished(reproduce(root))
+    assert status == 1 and str(folder / "checkpoint.pt") in output and "move it away" in output and "reproduction failed" in output
+    assert not {name for name in changed(before, states(root)) if name.endswith(("record.nc", ".svg"))}

@@ -1,0 +1,618 @@
+"""Training against a loop with Adam written out; runs that are killed, resumed, raced, spoilt and misled."""
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from iclrepro.evaluation import Exam
+from iclrepro.experiments import experiment_runs
+from iclrepro.models import TITLES, ModelConfig, architecture, build_model, predict
+from iclrepro.prompts import Draws
+from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
+from iclrepro.runs import RunConfig, WrongRun, check_device, find_record, load_cost, run
+from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
+from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash
+
+
+def train_config(name="transformer", task=None, **changes):
+    task = task or LinearRegression(3, 8)
+    model = architecture(name, task.dim, n_layers=1, d_model=16, n_heads=2, n_points=12)
+    curriculum = Curriculum(Ramp(2, task.dim, 1, 10), Ramp(4, 8, 2, 10))
+    return TrainConfig(task, model, curriculum, **{"steps": 60, "seeds": (3, 7), "batch_size": 8, "lr": 1e-3, "log_every": 5, **changes})
+
+
+def run_config(name="transformer", task=None, n_prompts=16, **changes):
+    exams = [Exam(shift, 12, (0, 3, 11), n_prompts, 8) for shift in ("none", "orthants")]
+    return RunConfig(f"test-{name}", train_config(name, task, **changes), tuple(exams))
+
+
+def trained(config):
+    training = Training(config)
+    while not training.finished: training.advance()
+    return training
+
+
+def factor(config, step):
+    "What the learning rate is multiplied by, from the definition of the schedule."
+    return {"constant": 1, "cosine": (1 + math.cos(math.pi * step / config.steps)) / 2}[config.schedule]
+
+
+def naive_losses(config, seed):
+    "The loss of each step: gradients by torch, the rest of Adam (Kingma & Ba 2015, algorithm 1) and of clipping in plain sight."
+    weights = list(build_model(config.model, seed).parameters())
+    model = build_model(config.model, seed)
+    for own, weight in zip(list(model.parameters()), weights): own.data = weight.data
+    mean, square, losses = [torch.zeros_like(w) for w in weights], [torch.zeros_like(w) for w in weights], []
+    for step in range(config.steps):
+        prompt = config.task.sample(Draws(seed, step), config.batch_size, config.curriculum.points.at(step), config.curriculum.dims.at(step))
+        loss = config.task.loss(predict(model, prompt), prompt)
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
+        for w, g, m, v in zip(weights, gradients, mean, square):
+            g = g * min(1, config.clip / (norm + 1e-6))
+            m += 0.1 * (g - m)
+            v += 0.001 * (g * g - v)
+            rate = config.lr * factor(config, step)
+            w.data -= rate * (m / (1 - 0.9**(step + 1))) / ((v / (1 - 0.999**(step + 1))).sqrt() + 1e-8)
+    return losses
+
+
+@pytest.mark.parametrize("changes", [{"clip": 10.0}, {"clip": 0.3, "lr": 1e-2, "schedule": "cosine"}], ids=["as the papers", "clipped and decayed"])
+@pytest.mark.parametrize("task", [LinearRegression(3, 8), SparseParity(4, 8)], ids=lambda task: task.name)
+@pytest.mark.parametrize("name", ["transformer", "mamba", "mambaformer"])
+def test_the_engine_gives_the_losses_of_a_naive_loop(name, task, changes):
+    config = train_config(name, task, **changes)
+    losses = trained(config).losses
+    for row, seed in zip(losses.tolist(), config.seeds): assert row == pytest.approx(naive_losses(config, seed), rel=3e-6)
+
+
+def test_a_member_of_an_ensemble_is_the_seed_trained_alone():
+    together = trained(train_config("mambaformer", seeds=(3, 7, 4)))
+    for seed in (7, 4):
+        alone = trained(train_config("mambaformer", seeds=(seed,)))
+        member = together.config.seeds.index(seed)
+        assert torch.equal(together.losses[member], alone.losses[0])
+        assert torch.equal(together.members[member].flat, alone.members[0].flat)
+    assert not torch.equal(together.losses[0], together.losses[1])
+
+
+def test_the_loss_curve_is_the_mean_of_each_window():
+    training = Training(train_config(steps=23, log_every=10))
+    training.advance()
+    steps, curve = training.loss_curve()
+    assert steps == [10] and curve[:, 0].tolist() == pytest.approx(training.losses[:, :10].mean(1).tolist(), rel=1e-6)
+    while not training.finished: training.advance()
+    steps, curve = training.loss_curve()
+    assert steps == [10, 20, 23]
+    for member, losses in enumerate(training.losses.tolist()):
+        assert curve[member].tolist() == pytest.approx([np.mean(losses[:10]), np.mean(losses[10:20]), np.mean(losses[20:])], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["transformer", "mambaformer"])
+def test_a_saved_state_goes_on_exactly(name):
+    config = train_config(name, steps=23)
+    whole, training = trained(config), Training(config)
+    states = []
+    while not training.finished:
+        states.append(training.state_dict())
+        training.advance()
+    for step, state in zip((0, 5, 10, 15, 20), states):
+        assert state["step"] == step
+        resumed = Training(config)
+        resumed.load_state_dict(state)
+        while not resumed.finished: resumed.advance()
+        assert_same_state(resumed.state_dict(), whole.state_dict())
+
+
+def assert_same_state(a, b):
+    "Weights, Adam's averages, losses and step, bit for bit."
+    assert (a["config"], a["step"]) == (b["config"], b["step"])
+    assert torch.equal(a["losses"], b["losses"]) and len(a["members"]) == len(b["members"])
+    for ours, theirs in zip(a["members"], b["members"]):
+        assert torch.equal(ours["weights"], theirs["weights"])
+        assert ours["optimiser"][0].keys() == theirs["optimiser"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in ours["optimiser"][0].items(): assert torch.equal(value, theirs["optimiser"][0][key])
+
+
+def checkpoint_of(config, root): return Path(root) / "runs" / config.folder / "checkpoint.pt"
+def record_of(config, root): return Path(root) / "runs" / config.folder / "record.nc"
+
+
+def assert_same_run(config, root, other):
+    "Weights and record are the same bytes."
+    assert_same_state(load_checkpoint(checkpoint_of(config, root)), load_checkpoint(checkpoint_of(config, other)))
+    assert record_of(config, root).read_bytes() == record_of(config, other).read_bytes()
+
+
+processes = multiprocessing.get_context("forkserver")  # one process imports, and forks a fresh one for each run
+processes.set_forkserver_preload(["iclrepro.experiments", "iclrepro.scan_numba", "pytest"])
+
+
+def make_run(pipe, config, root, delay, trap):
+    "The work of a child. A trap kills it in front of its n-th call of `os.<call>` for a temporary file of that name."
+    # Threads and commit enter results: both processes of a comparison get the same.
+    torch.set_num_threads(1)
+    os.environ["GIT_DIR"] = "/nonexistent"
+    calls = itertools.count(1)
+
+    def trapped(function, path_of):
+        def call(*args):
+            if f".{trap['file']}." in path_of(*args) and next(calls) == trap["n"]: os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args)
+        return call
+
+    if trap.get("call") == "replace": os.replace = trapped(os.replace, lambda source, target: str(source))
+    if trap.get("call") == "fsync": os.fsync = trapped(os.fsync, lambda file: os.readlink(f"/proc/self/fd/{file}"))
+
+    def report(progress):
+        pipe.send(progress)
+        time.sleep(delay)
+
+    pipe.send("ready")
+    pipe.recv()
+    run(config, root, report=report, checkpoint_seconds=0)
+
+
+class Child:
+    """A process that makes a run, saving after each window; `told` are its reports. It starts when `go` is called."""
+    def __init__(self, config, root, delay=0.0, **trap):
+        self.pipe, theirs = processes.Pipe()
+        self.process = processes.Process(target=make_run, args=(theirs, config, root, delay, trap), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.told = []
+
+    def __enter__(self): return self
+
+    def __exit__(self, *exception):
+        self.process.kill()
+        self.process.join()
+
+    def next(self):
+        assert self.pipe.poll(120), f"nothing heard for two minutes since {self.told[-1:]}"
+        return self.pipe.recv()
+
+    def go(self):
+        assert self.next() == "ready"
+        self.pipe.send("go")
+        return self
+
+    def wait_for(self, stage, step=0):
+        "Read reports until this one or a later one of its stage; returns the step."
+        while True:
+            self.told.append(self.next())
+            if self.told[-1].stage.startswith(stage) and self.told[-1].step >= step: return self.told[-1].step
+
+    def rest(self):
+        "Read what it still tells; returns its exit code, negative if a signal ended it."
+        try: self.wait_for("nothing of the kind")
+        except (EOFError, ConnectionResetError): pass
+        self.process.join()
+        return self.process.exitcode
+
+    def stages(self): return {progress.stage for progress in self.told}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    "Folder with the run of each architecture, made without interruption; the architectures made on demand."
+    root = tmp_path_factory.mktemp("never_stopped")
+
+    def make(name):
+        config = run_config(name)
+        if not record_of(config, root).exists():
+            with Child(config, root) as child: assert child.go().rest() == 0
+        return config, root
+
+    return make
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(never_stopped, tmp_path):
+    config, whole = never_stopped("mambaformer")
+    moments, saved = random.Random(2024), 0
+    for stage, target in [("training", moments.randint(5, 18)), ("training", moments.randint(22, 35)), ("training", moments.randint(40, 55)), ("examining", moments.randint(1, 6))]:
+        with Child(config, tmp_path) as child:
+            reached = child.go().wait_for(stage, target)
+            time.sleep(moments.random() * 0.03)
+            child.process.kill()
+            assert child.rest() == -signal.SIGKILL
+        assert not record_of(config, tmp_path).exists()
+        begun = [progress.resumed_at for progress in child.told if progress.stage == "training"]
+        assert all(step == saved for step in begun), "work was lost"
+        # The report of a window comes before its checkpoint.
+        least = reached - config.train.log_every if stage == "training" else config.train.steps
+        saved = load_checkpoint(checkpoint_of(config, tmp_path))["step"] if checkpoint_of(config, tmp_path).exists() else 0
+        assert saved >= least
+    with Child(config, tmp_path) as child: assert child.go().rest() == 0
+    assert "training" not in child.stages()
+    assert_same_run(config, tmp_path, whole)
+
+
+def test_a_run_killed_while_it_writes_ends_as_one_never_stopped(never_stopped, tmp_path):
+    "Killed between writing a temporary file and renaming it, and while writing it, for each file of the folder."
+    config, whole = never_stopped("transformer")
+    checkpoint = checkpoint_of(config, tmp_path)
+    for call, file, n, step in [("replace", "config.json", 1, None), ("fsync", "checkpoint.pt", 1, None), ("replace", "checkpoint.pt", 3, 10), ("fsync", "checkpoint.pt", 2, 15),
+                                ("replace", "cost.json", 1, 60), ("replace", "record.nc", 1, 60)]:
+        with Child(config, tmp_path, call=call, file=file, n=n) as child: assert child.go().rest() == -signal.SIGKILL, f"{call} of {file} was not reached"
+        assert checkpoint.exists() == (step is not None)
+        if step is not None: assert load_checkpoint(checkpoint)["step"] == step
+        assert not record_of(config, tmp_path).exists()
+    with Child(config, tmp_path) as child: assert child.go().rest() == 0
+    assert_same_run(config, tmp_path, whole)
+
+
+def test_two_processes_at_once_make_one_record(never_stopped, tmp_path):
+    config, whole = never_stopped("transformer")
+    with Child(config, tmp_path, delay=0.02) as a, Child(config, tmp_path, delay=0.02) as b:
+        for child in (a, b): child.go()
+        assert [child.rest() for child in (a, b)] == [0, 0]
+    assert sorted((child.stages() for child in (a, b)), key=len) == [{"waiting for another process"}, {"training", "examining", "finished"}]
+    assert_same_run(config, tmp_path, whole)
+
+
+def test_a_waiting_process_takes_over_from_a_killed_one(never_stopped, tmp_path):
+    config, whole = never_stopped("transformer")
+    with Child(config, tmp_path, delay=0.1) as first, Child(config, tmp_path) as second:
+        first.go().wait_for("training", 15)
+        second.go().wait_for("waiting")
+        first.process.kill()
+        assert second.rest() == 0
+    assert second.told[1].stage == "training" and second.told[1].resumed_at >= 10, "the second began anew"
+    assert_same_run(config, tmp_path, whole)
+
+
+class Halt(Exception):
+    """Raised by a report, to stop a run in this process."""
+
+
+def halt_at(step, stage="training"):
+    def report(progress):
+        if progress.stage == stage and progress.step >= step: raise Halt
+    return report
+
+
+def never(progress): raise AssertionError(f"something was done: {progress}")
+
+
+def halted(config, root, step=15):
+    "The folder of a run that has stopped after saving the step before."
+    with pytest.raises(Halt): run(config, root, report=halt_at(step), checkpoint_seconds=0)
+    return Path(root) / "runs" / config.folder
+
+
+def contents(folder):
+    return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("stage, step", [("training", 5), ("training", 40), ("examining", 1), ("examining", 7)])
+def test_a_run_halted_in_this_process_goes_on(stage, step, tmp_path):
+    config = run_config("mambaformer")
+    with pytest.raises(Halt): run(config, tmp_path / "halted", report=halt_at(step, stage), checkpoint_seconds=0)
+    run(config, tmp_path / "halted")
+    run(config, tmp_path / "whole")
+    assert_same_run(config, tmp_path / "halted", tmp_path / "whole")
+
+
+def test_checkpoints_wait_for_their_time(tmp_path):
+    config = run_config()
+    with pytest.raises(Halt): run(config, tmp_path, report=halt_at(30), checkpoint_seconds=3600)
+    assert not checkpoint_of(config, tmp_path).exists()
+
+
+def test_a_complete_run_is_not_run_again(tmp_path):
+    config = run_config()
+    record = run(config, tmp_path)
+    before = contents(tmp_path)
+    assert run(config, tmp_path, report=never).identical(record) and find_record(config, tmp_path).identical(record)
+    assert contents(tmp_path) == before
+    checkpoint_of(config, tmp_path).unlink()
+    assert run(config, tmp_path, report=never).identical(record)
+
+
+def test_runs_of_other_configurations_have_other_folders(tmp_path):
+    configs = [run_config(), run_config("mamba"), run_config(lr=2e-3), run_config(seeds=(3,)), run_config(n_prompts=24), run_config(task=LinearRegression(3, 8, scale=2.0)),
+               replace(run_config(), name="other")]
+    assert len({config.folder for config in configs}) == len(configs)
+    for config in configs:
+        assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config and find_record(config, tmp_path) is None
+    data = run_config().to_dict()
+    assert content_hash(data) == content_hash(dict(reversed(data.items())))
+
+
+def test_a_record_says_where_it_comes_from_and_what_was_measured(tmp_path):
+    config = run_config("mambaformer")
+    seen = []
+    record = run(config, tmp_path, report=seen.append)
+    assert dict(record.sizes) == {"shift": 2, "seed": 2, "examples": 3, "step": 12}
+    assert record.seed.values.tolist() == [3, 7] and record.examples.values.tolist() == [0, 3, 11] and record.step.values.tolist() == list(range(5, 61, 5))
+    assert json.loads(record.attrs["configuration"]) == config.to_dict()
+    assert {"commit", "versions", "device", "python", "training_flops", "n_parameters", "score"} <= record.attrs.keys()
+    assert record.attrs["n_parameters"] == sum(p.numel() for p in build_model(config.train.model, 0).parameters())
+    for name in ("score", "score_low", "score_high", "pooled", "pooled_low", "pooled_high", "loss"): assert np.isfinite(record[name]).all()
+    assert (record.score_low <= record.score).all() and (record.score <= record.score_high).all()
+    assert {"training_seconds", "exam_seconds", "steps_per_second", "peak_memory_bytes", "threads"} <= load_cost(config, tmp_path).keys()
+    assert [p.step for p in seen if p.stage == "training"] == list(range(5, 61, 5))
+    assert [p.step for p in seen if p.stage == "examining"] == list(range(1, 9)) and seen[-1].stage == "finished"
+
+
+def test_a_seed_has_the_same_record_alone(tmp_path):
+    together, alone = (run(run_config("mambaformer", seeds=seeds), tmp_path) for seeds in ((3, 7), (7,)))
+    for name in ("score", "loss"): assert (together[name].sel(seed=7) == alone[name].sel(seed=7)).all()
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    "Linear regression with a NaN in an answer, or in a gradient, at chosen (seed, step): a dictionary to fill."
+    monkeypatch.setitem(TASKS, "spoilt", None)  # so that the name is gone again after the test
+
+    @register_task("spoilt")
+    @dataclass(frozen=True)
+    class Spoilt(LinearRegression):
+        """Spoils as told."""
+        at: ClassVar[dict] = {}
+        now: ClassVar[threading.local] = threading.local()  # members train side by side
+
+        def sample(self, draws, *args):
+            prompt = super().sample(draws, *args)
+            self.now.what = self.at.get(tuple(draws.rng.bit_generator.state["state"]["key"].tolist()))
+            if self.now.what == "answer": prompt.y[0, 0] = torch.nan
+            return prompt
+
+        def loss(self, prediction, prompt):
+            loss = super().loss(prediction, prompt)
+            return loss + (prediction.sum() * 0).sqrt() if self.now.what == "gradient" else loss  # infinitely steep at 0
+
+    return Spoilt
+
+
+def last_good_checkpoint(error):
+    "The path and step that the message names."
+    _, _, tail = str(error).partition("the last good checkpoint is ")
+    path, _, step = tail.rpartition(" at step ")
+    return Path(path), int(step)
+
+
+def assert_finite(state):
+    assert state["losses"][:, :state["step"]].isfinite().all()
+    for member in state["members"]:
+        assert member["weights"].isfinite().all()
+        assert all(value.isfinite().all() for value in member["optimiser"][0].values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_nothing_is_lost(spoilt, tmp_path):
+    config = run_config(task=spoilt(3, 8))
+    spoilt.at |= {(7, 23): "answer", (3, 24): "answer"}
+    with pytest.raises(NonFiniteLoss, match=r"test-transformer: the loss of seed 7 became nan at step 23: lower the learning rate") as caught:
+        run(config, tmp_path / "spoilt", checkpoint_seconds=0)
+    error = caught.value
+    assert (error.seed, error.step) == (7, 23) and math.isnan(error.loss)
+    path, step = last_good_checkpoint(error)
+    assert path == checkpoint_of(config, tmp_path / "spoilt") and step == 20
+    state = load_checkpoint(path)
+    assert state["step"] == 20
+    assert_finite(state)
+    assert find_record(config, tmp_path / "spoilt") is None
+    with pytest.raises(NonFiniteLoss, match=f"at step 23.*{path} at step 20"): run(config, tmp_path / "spoilt", checkpoint_seconds=0)
+    spoilt.at.clear()
+    for name in ("spoilt", "whole"): run(config, tmp_path / name)
+    assert_same_run(config, tmp_path / "spoilt", tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_says_so(spoilt, tmp_path):
+    config = run_config(task=spoilt(3, 8))
+    spoilt.at[3, 0] = "answer"
+    with pytest.raises(NonFiniteLoss, match="seed 3 became nan at step 0.*there is no checkpoint yet"): run(config, tmp_path, checkpoint_seconds=0)
+    assert not checkpoint_of(config, tmp_path).exists()
+
+
+@pytest.mark.parametrize("step", [22, 24, 59])
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint_or_a_record(step, spoilt, tmp_path):
+    "At the end of a window, and of the run, no later loss of it betrays the spoilt weights."
+    config = run_config(task=spoilt(3, 8))
+    spoilt.at[7, step] = "gradient"
+    with pytest.raises(NonFiniteLoss) as caught: run(config, tmp_path, checkpoint_seconds=0)
+    assert caught.value.seed == 7 and caught.value.step in (step, step + 1)
+    path, saved = last_good_checkpoint(caught.value)
+    state = load_checkpoint(path)
+    assert state["step"] == saved == step // 5 * 5
+    assert_finite(state)
+    assert find_record(config, tmp_path) is None
+
+
+def test_an_absurd_learning_rate_stops_the_run(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"the loss of seed \d became (inf|nan) at step \d"): run(run_config(lr=1e30), tmp_path, checkpoint_seconds=0)
+    assert not list(tmp_path.rglob("record.nc"))
+
+
+def damaged(content):
+    flips = random.Random(7)
+    for place in (0, 30, *(flips.randrange(len(content)) for _ in range(8)), len(content) - 1):
+        yield f"byte {place} changed", content[:place] + bytes([content[place] ^ 16]) + content[place + 1:]
+    for length in (0, 1, 30, 100, len(content) // 2, len(content) - 1): yield f"cut to {length} bytes", content[:length]
+    yield "longer", content + b"\0"
+    yield "text", b"These are not the weights that you are looking for.\n"
+    yield "another program's", content.partition(b"\n")[2]  # what torch.save wrote
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_left_as_it_is(tmp_path):
+    config = run_config()
+    path = halted(config, tmp_path) / "checkpoint.pt"
+    for what, content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(BadCheckpoint, match="(is damaged|was not written by).*move it away") as caught: run(config, tmp_path, report=never)
+        assert str(path) in str(caught.value), what
+        assert path.read_bytes() == content, what
+
+
+def test_a_refused_checkpoint_that_is_moved_away_lets_the_run_begin_anew(tmp_path):
+    config = run_config()
+    path = halted(config, tmp_path / "a") / "checkpoint.pt"
+    path.write_bytes(b"")
+    with pytest.raises(BadCheckpoint): run(config, tmp_path / "a")
+    path.rename(path.with_name("bad.pt"))
+    for name in "ab": run(config, tmp_path / name)
+    assert_same_run(config, tmp_path / "a", tmp_path / "b")
+
+
+def test_the_checkpoint_of_another_configuration_is_refused(tmp_path):
+    config, other = run_config(), run_config(lr=2e-3, seeds=(3, 8))
+    path = halted(config, tmp_path) / "checkpoint.pt"
+    path.write_bytes((halted(other, tmp_path) / "checkpoint.pt").read_bytes())
+    with pytest.raises(ValueError, match="belongs to another configuration.*seeds, lr") as caught: run(config, tmp_path, report=never)
+    assert str(path) in str(caught.value), "the message does not say which file to move away"
+
+
+def test_a_state_of_another_configuration_is_refused():
+    training = Training(train_config())
+    with pytest.raises(ValueError, match="another configuration: task, lr differ"):
+        training.load_state_dict(Training(train_config(lr=1e-2, task=LinearRegression(3, 8, scale=2.0))).state_dict())
+
+
+@pytest.mark.parametrize("content", ["{}", "", "not JSON"])
+def test_a_folder_of_another_configuration_is_refused(content, tmp_path):
+    config = run_config()
+    path = halted(config, tmp_path) / "config.json"
+    path.write_text(content)
+    with pytest.raises(WrongRun, match="another configuration.*move the folder") as caught: run(config, tmp_path, report=never)
+    assert str(path) in str(caught.value) and path.read_text() == content
+
+
+def test_the_record_of_another_configuration_is_refused(tmp_path):
+    config, other = run_config(), run_config(lr=2e-3)
+    for each in (config, other): run(each, tmp_path)
+    record_of(config, tmp_path).write_bytes(record_of(other, tmp_path).read_bytes())
+    with pytest.raises(WrongRun, match="belongs to another configuration.*move the folder away"): run(config, tmp_path, report=never)
+    save_dataset(xr.Dataset({"a": 1.0}), record_of(config, tmp_path))
+    with pytest.raises(WrongRun, match="belongs to another configuration"): find_record(config, tmp_path)
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    config = run_config()
+    record = run(config, tmp_path)
+    path = record_of(config, tmp_path)
+    content = path.read_bytes()
+    cuts = [content[:length] for length in range(0, len(content) - 8, len(content) // 25)]
+    for bad in (*cuts, b"not NetCDF", b"CDF\x01" + b"\xff" * 100):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="is not a NetCDF file.*delete it to have it made again") as caught: run(config, tmp_path, report=never)
+        assert str(path) in str(caught.value)
+    path.unlink()
+    assert run(config, tmp_path).identical(record)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "sub", Path("/proc/iclrepro")):
+        with pytest.raises(OSError, match="cannot write .*choose a folder that exists or can be made") as caught: run(run_config(), root, report=never)
+        assert str(root) in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(*args): raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(OSError, match=f"cannot write {path}: No space left on device"): write_atomically(path, b"new")
+        assert [p.name for p in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_datasets_and_checkpoints_are_read_as_written(tmp_path):
+    dataset = xr.Dataset({"a": (("x", "y"), np.arange(6.0).reshape(2, 3) / 7)}, {"x": [1, 2], "y": ["p", "q", "r"]}, {"text": "µ ≤ 1", "number": 3})
+    for name in ("a.nc", "b.nc"): save_dataset(dataset, tmp_path / name)
+    assert load_dataset(tmp_path / "a.nc").identical(dataset) and (tmp_path / "a.nc").read_bytes() == (tmp_path / "b.nc").read_bytes()
+    state = {"x": torch.arange(3.0), "deep": [{"n": 1, "s": "text"}]}
+    save_checkpoint(state, tmp_path / "c.pt")
+    back = load_checkpoint(tmp_path / "c.pt")
+    assert torch.equal(back["x"], state["x"]) and back["deep"] == state["deep"]
+    with pytest.raises(FileNotFoundError): load_dataset(tmp_path / "none.nc")
+
+
+DEVICES = {"cuda": "device 'cuda' was asked for but torch .* sees 0 CUDA devices: use device cpu", "cuda:3": "device 'cuda:3' was asked for", "mps": "'mps' is not supported: use cpu or cuda",
+           "gpu": "unknown device 'gpu': use cpu, cuda", "": "unknown device ''", "cuda:x": "unknown device 'cuda:x'"}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_that_is_not_here_is_refused_before_any_work(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=DEVICES[device]): run(run_config(), tmp_path, device, report=never)
+    assert list(tmp_path.iterdir()) == []
+    assert check_device("cpu") == torch.device("cpu")
+
+
+def without(data, *path):
+    data = json.loads(json.dumps(data))
+    target = data
+    for key in path[:-1]: target = target[key]
+    target[path[-1]] = "nonsense"
+    return data
+
+
+BAD = {
+    "unknown task": (lambda: make_task("quadratic"), "unknown task 'quadratic': choose one of linear_regression, sparse_parity"),
+    "unknown task in a file": (lambda: RunConfig.from_dict(without(run_config().to_dict(), "train", "task", "name")), "unknown task 'nonsense'"),
+    "unknown block in a file": (lambda: RunConfig.from_dict(without(run_config().to_dict(), "train", "model", "pattern")), "unknown block 'nonsense': choose one of attn, mlp, mamba"),
+    "unknown schedule": (lambda: train_config(schedule="linear"), "unknown schedule 'linear': choose one of constant, cosine"),
+    "unknown model": (lambda: architecture("rnn", 3), "unknown model 'rnn': choose one of transformer, transformer_nope, mamba, mambaformer"),
+    "unknown shift": (lambda: Exam("noise"), "unknown shift 'noise': choose one of none, noisy.*mean 'noisy'"),
+    "unknown experiment": (lambda: experiment_runs("linear", "smoke"), "unknown experiment 'linear': choose one of linear_regression, length_and_shift, sparse_parity"),
+    "unknown tier": (lambda: experiment_runs("linear_regression", "lap"), "unknown tier 'lap': choose one of smoke, laptop, gpu, paper.*mean 'laptop'"),
+    "tier that an experiment lacks": (lambda: experiment_runs("sparse_parity", "laptop"), "sparse_parity has no laptop tier: choose one of smoke, gpu, paper"),
+    "task wider than the model": (lambda: replace(train_config(), task=LinearRegression(4, 8)), "the task has dim 4 but the model reads d_in 3"),
+    "curriculum wider than the model": (lambda: replace(train_config(), curriculum=Curriculum(Ramp(2, 4), Ramp(4, 8))), "the curriculum ends at 4 dims: the task and the model have 3"),
+    "training beyond the positions": (lambda: replace(train_config(), curriculum=Curriculum(Ramp(2, 3), Ramp(4, 13))), "13 points are 25 tokens, beyond the model's positional table of 24 rows"),
+    "exam beyond the positions": (lambda: replace(run_config(), exams=(Exam("none", 13),)), "13 points are 25 tokens, beyond the model's positional table of 24 rows"),
+    "no steps": (lambda: train_config(steps=0), "steps is 0: it must be above 0"),
+    "no batch": (lambda: train_config(batch_size=0), "batch_size is 0"),
+    "negative rate": (lambda: train_config(lr=-1.0), "lr is -1.0"),
+    "rate that is no number": (lambda: train_config(lr=math.nan), "lr is nan"),
+    "no clipping norm": (lambda: train_config(clip=0.0), "clip is 0.0"),
+    "no window": (lambda: train_config(log_every=0), "log_every is 0"),
+    "no seeds": (lambda: train_config(seeds=()), r"seeds is \(\): it needs one or more"),
+    "a seed twice": (lambda: train_config(seeds=(1, 1)), r"seeds is \(1, 1\).*different"),
+    "negative seed": (lambda: train_config(seeds=(0, -1)), r"seeds is \(0, -1\)"),
+    "no exams": (lambda: replace(run_config(), exams=()), "at least one exam"),
+    "a shift twice": (lambda: replace(run_config(), exams=(Exam("none", 8), Exam("none", 9))), "one for each shift"),
+    "name with a slash": (lambda: replace(run_config(), name="../up"), "name is '../up': use letters, digits"),
+    "no name": (lambda: replace(run_config(), name=""), "name is ''"),
+    "exam of no prompts": (lambda: Exam(n_prompts=0), "n_prompts is 0: it must be a positive multiple"),
+    "exam of broken batches": (lambda: Exam(n_prompts=100), "n_prompts is 100: it must be a positive multiple of batch_size, 64"),
+    "exam beyond its points": (lambda: Exam(n_points=5, at=(0, 5)), r"at is \(0, 5\).*0 … 4"),
+    "exam of no points": (lambda: Exam(n_points=0), "n_points 0.*at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_its_reason(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message): call()
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_a_run_without_positions_has_no_limit_of_points(name):
+    model = architecture(name, 3, 1, 16, 2, n_points=12)
+    assert (model.positions == "learned") == (name == "transformer")
+    if model.positions == "none": replace(run_config(), train=replace(train_config(), model=model), exams=(Exam("none", 500),))
+    assert isinstance(model, ModelConfig)

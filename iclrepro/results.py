@@ -77,7 +77,8 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, str]:
 # %% ../nbs/10_results.ipynb #8b2a66ee
 def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> None:
     "Write a Dataset as NetCDF 3, atomically; equal data gives equal bytes."
-    write_atomically(path, bytes(dataset.to_netcdf(engine="scipy")))
+    # How a file that was read was laid out must not leak into one that is written.
+    write_atomically(path, bytes(dataset.drop_encoding().to_netcdf(engine="scipy")))
 
 
 def load_dataset(path: str | os.PathLike) -> xr.Dataset:

@@ -489,6 +489,14 @@ def test_flops_of_the_papers_models_are_known(name, tokens, giga):
     assert abs(3 * 64 * model.flops(tokens) / 1e9 - giga) < 0.7
 
 
+def test_flops_of_each_block_are_those_of_the_papers_width():
+    "A token of Mamba: projections in, out, x and dt, convolution and scan; attention also pays for every pair of tokens."
+    with torch.device("meta"):
+        assert Mamba(256).flops(1) == 524_288 + 262_144 + 49_152 + 16_384 + 4_096 + 74_752
+        for length in (1, 81): assert Attention(256).flops(length) == length * (524_288 + 1_024 * length)
+        assert Attention(256).flops(0) + MLP(256).flops(10) == 10 * 2 * 8 * 256**2
+
+
 def test_flops_of_a_training_are_a_sum_over_its_steps():
     task = LinearRegression(4, 9)
     curriculum = Curriculum(Ramp(2, 4, 1, 3), Ramp(3, 9, 2, 7))

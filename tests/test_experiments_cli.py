@@ -229,6 +229,7 @@ BAD_PARAMETERS = {
     "unknown tier": ({"tier": "smok"}, "unknown tier 'smok': choose one of smoke, laptop, gpu, paper.*mean 'smoke'"),
     "tier it lacks": ({"tier": "laptop"}, "sparse_parity has no laptop tier"),
     "tier of another type": ({"tier": 3}, "unknown tier 3"),
+    "unknown device": ({"device": "gpu"}, "unknown device 'gpu'"),
     "word for false": ({"train_missing": "false"}, "train_missing is 'false'"),
 }
 
@@ -259,6 +260,10 @@ def command_line(capsys):
     torch.set_num_threads(threads)
 
 
+def contents_and_times(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
 def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
     ask = ("train", "linear_regression", "--tier", "smoke", "--model", "mamba", "--root", tmp_path)
     assert "complete  " not in command_line("list", "--tier", "smoke", "--root", tmp_path)[1]
@@ -268,8 +273,9 @@ def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
     config = json.loads(load_dataset(path).attrs["configuration"])
     assert config["train"]["steps"] == 20 and config["train"]["seeds"] == [5] and config["train"]["model"]["pattern"] == "mamba x 2"
     assert json.loads((path.parent / "progress.json").read_text())["stage"] == "finished"
+    before = contents_and_times(tmp_path)
     status, said = command_line("train", "--config", path.parent / "config.json", "--root", tmp_path)
-    assert status == 0 and "complete already" in said
+    assert status == 0 and "complete already" in said and contents_and_times(tmp_path) == before
     assert command_line(*ask, "--quiet") == (0, "")
     status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
     assert status == 0 and said.count("complete  ") == 2  # the run stands under both of its experiments
@@ -316,6 +322,7 @@ REFUSED = {
     "draw linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "draw sparse_parity --tier laptop": "sparse_parity has no laptop tier",
     "reproduce --tier huge": "unknown tier 'huge'",
+    "reproduce --tier smoke --device gpu": "unknown device 'gpu'",
 }
 
 
@@ -511,7 +518,7 @@ def test_papermill_alone_makes_the_same_records_and_figures(smoke, alone):
     assert {name for name in compared if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
 
 
-def test_bad_parameters_end_a_notebook_before_any_work(smoke, tmp_path):
+def test_bad_parameters_end_a_notebook_before_any_work(tmp_path):
     asked = {"unknown parameter 'teir'": ("linear_regression", "-p", "teir", "smoke"), "unknown tier 'huge'": ("length_and_shift", "-p", "tier", "huge"),
              "sparse_parity has no laptop tier": ("sparse_parity", "-p", "tier", "laptop")}
     processes = {message: start("papermill", f"nbs/experiments/{name}.ipynb", tmp_path / f"{name}.ipynb", "-p", "root", tmp_path / "root", *words) for message, (name, *words) in asked.items()}
@@ -537,19 +544,37 @@ def copied(smoke, target, folders):
     return target
 
 
-PARITY = ["sparse_parity", *(f"runs/{config.folder}" for config in experiment_runs("sparse_parity", "smoke").values())]
+def kept_files():
+    runs = {f"runs/{folder}/{name}" for folder in RUNS for name in ("record.nc", "cost.json")}
+    return runs | {name for name in FILES if name.startswith(tuple(EXPERIMENTS)) and not name.endswith(".ipynb")}
 
 
-def test_figures_are_redrawn_from_records_without_training(smoke, tmp_path):
-    root = copied(smoke, tmp_path / "figures", PARITY)
+def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
+    root = tmp_path / "figures"
+    assert command_line("keep", "--tier", "smoke", "--root", smoke.root)[0] == 0
+    assert states(root).keys() == kept_files()
+    assert {name for name in states(root) if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
+    for name in EXPERIMENTS:
+        if name != "sparse_parity": shutil.rmtree(root / name)  # one is enough
     for ending in (".svg", ".vl.json"): (root / f"sparse_parity/smoke{ending}").unlink()
-    for path in root.glob("runs/*/checkpoint.pt"): path.unlink()  # figures that are kept keep no weights
     before = states(root)
     status, output = finished(start("iclrepro", "figures", "--root", root))
     assert status == 0 and "sparse_parity, smoke" in output, output
-    for ending in (".svg", ".vl.json", ".nc", ".csv"):
+    for ending in (".svg", ".vl.json", ".nc", ".csv", ".verdicts.json"):
         assert (root / f"sparse_parity/smoke{ending}").read_bytes() == (smoke.root / f"sparse_parity/smoke{ending}").read_bytes(), ending
-    assert not any(name.startswith("runs/") for name in changed(before, states(root)))
+    after = states(root)
+    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "sparse_parity/"))}
+    assert not any(name.startswith("runs/") for name in changed(before, after))
+
+
+def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, monkeypatch):
+    monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
+    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs"])
+    (root / "sparse_parity" / "smoke.svg").unlink()
+    status, said = command_line("keep", "--tier", "smoke", "--root", root)
+    assert status == 2 and str(root / "sparse_parity" / "smoke.svg") in said
+    assert not (tmp_path / "figures").exists()
 
 
 def test_a_run_that_fails_is_named_with_its_reason(smoke, tmp_path):

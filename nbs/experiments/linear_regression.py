@@ -37,7 +37,7 @@ use_svg()
 # %% [markdown]
 # ## The runs
 #
-# The same task, curriculum, optimiser and number of steps for all; only the architecture differs. One set of weights and of training data a seed.
+# The same task, curriculum, optimiser and number of steps for all; only the architecture differs (at the laptop tier also the number of layers, so that the parameters are about as many). One set of weights and of training data a seed.
 
 # %%
 MODELS = ["Transformer", "Mamba", "MambaFormer"]
@@ -93,14 +93,14 @@ assert (numbers["value"].sel(who="Least squares", examples=seen[task.dim:]) < 1e
 # %%
 k = min(2 * task.dim, task.n_points - 1)
 at_k = numbers["value"].sel(shift="none", examples=k)
-finding = f"After {k} examples the Transformer errs by {at_k.sel(who='Transformer'):.2g}, Mamba by {at_k.sel(who='Mamba'):.2g}, MambaFormer by {at_k.sel(who='MambaFormer'):.2g}"
+finding = f"Error after {k} examples: " + ", ".join(f"{who} {at_k.sel(who=who):.2g}" for who in MODELS)
 
 theirs = published("grazzi_fig8").replace({"Mamba?": "Mamba", "Transformer?": "Transformer", "LS": "Least squares", "3NN": "3 nearest neighbours"})
 theirs = theirs[theirs.model.isin(["Mamba", "Transformer"])].rename(columns={"model": "who", "error": "value"}).assign(examples=lambda rows: rows.examples * task.dim / 20, line="Grazzi et al., Fig. 8")
 theirs = theirs[theirs.examples <= seen[-1]]
 
 chart = with_face(score_chart(score_rows(numbers, [*MODELS, *baselines], ["none"]), trained_to=task.n_points - 1, score_label="squared error / d", published=theirs, y_domain=(0, 1.3)),
-                  finding, settings.tier, [f"Dashed, coloured: Grazzi et al., Fig. 8 (d = 20, here at equal examples per dimension)." if task.dim != 20 else "Dashed, coloured: Grazzi et al., Fig. 8."])
+                  finding, settings.tier, ["Dashed, coloured: Grazzi et al., Fig. 8" + (" (d = 20, drawn at equal examples per dimension)." if task.dim != 20 else ".")])
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

@@ -11,6 +11,7 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -181,6 +182,7 @@ def reproduce(tier: str, root: str, device: str, cores: int) -> int:
     print(f"{len(folders) - len(waiting)} of {len(folders)} runs are complete; log: {log}", flush=True)
     for name in waiting: (folder / "runs" / name / "progress.json").unlink(missing_ok=True)
     display, started = Display(), time.monotonic()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to end ends Snakemake too
     with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
             while process.poll() is None:
@@ -192,10 +194,13 @@ def reproduce(tier: str, root: str, device: str, cores: int) -> int:
                         if progress.stage == "finished": waiting.discard(name)
                 time.sleep(0.5)
         except KeyboardInterrupt:
+            process.terminate()  # Snakemake lets running jobs end
             process.wait()
             print("stopped; the next call goes on from here", file=sys.stderr)
             return 130
-        finally: display.close()
+        finally:
+            display.close()
+            signal.signal(signal.SIGTERM, previous)
     text = log.read_text()
     if process.returncode:
         print(text[-3000:], f"reproduction failed; the whole log is {log}", sep="\n", file=sys.stderr)

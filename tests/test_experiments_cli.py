@@ -246,18 +246,24 @@ def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    "The command line sets the number of threads of this process to 1; leave it as it was."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def command_line(capsys):
     "The command line, in this process: words -> exit status and everything said."
-    threads = torch.get_num_threads()
-
     def call(*words):
         status = main([str(word) for word in words])
         said = capsys.readouterr()
         return status, said.out + said.err
 
-    yield call
-    torch.set_num_threads(threads)
+    return call
 
 
 def contents_and_times(folder):
@@ -523,7 +529,7 @@ def test_bad_parameters_end_a_notebook_before_any_work(tmp_path):
              "sparse_parity has no laptop tier": ("sparse_parity", "-p", "tier", "laptop")}
     processes = {message: start("papermill", f"nbs/experiments/{name}.ipynb", tmp_path / f"{name}.ipynb", "-p", "root", tmp_path / "root", *words) for message, (name, *words) in asked.items()}
     for message, process in processes.items():
-        status, output = finished(process, 120)
+        status, output = finished(process, 90)
         assert status != 0 and message in output
     assert not (tmp_path / "root").exists()
 

@@ -27,6 +27,15 @@ from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparsePari
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    "Tensors this small are slower with more, and the members of a run train side by side as it is."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def train_config(name="transformer", task=None, **changes):
     task = task or LinearRegression(3, 8)
     model = architecture(name, task.dim, n_layers=1, d_model=16, n_heads=2, n_points=12)

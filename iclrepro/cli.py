@@ -29,7 +29,7 @@ from .experiments import COMMITTED, EXPERIMENTS, TIERS, experiment_runs, project
 from .models import TITLES
 from .prompts import lookup
 from .results import write_atomically
-from .runs import Progress, RunConfig, find_record, run
+from .runs import Progress, RunConfig, check_device, find_record, run
 
 # %% ../nbs/14_cli.ipynb #784afcfd
 def clock(seconds: float) -> str:
@@ -172,6 +172,7 @@ def summary(tier: str, root: str) -> str:
 def reproduce(tier: str, root: str, device: str, cores: int) -> int:
     "Make everything that is missing at a tier below `root`; returns an exit status."
     lookup(dict.fromkeys(TIERS), tier, "tier")
+    check_device(device)
     folder = Path(root).resolve()
     write_atomically(folder / ".writable", b"")
     log, snakefile = folder / "snakemake.log", project_root() / "Snakefile"
@@ -230,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", action="append", default=[], help=f"only this model (repeatable): {', '.join(TITLES)}")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a value of the configuration, such as train.steps=100")
     sub.add_argument("--config", help="a run's config.json instead of an experiment")
-    sub.add_argument("--threads", type=int, default=1, help="threads of torch and of the scan (default: 1)")
+    sub.add_argument("--threads", type=int, default=1, help="threads of a run with a single seed (default: 1); several seeds take one each")
     sub.add_argument("--quiet", action="store_true", help="show no progress")
     sub = command("draw", "execute the notebook of an experiment")
     sub.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")

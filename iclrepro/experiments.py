@@ -25,7 +25,7 @@ from .evaluation import Exam, as_baseline_examinee, summarise, take
 from .models import TITLES, architecture
 from .prompts import lookup
 from .results import exam_dataset
-from .runs import Report, RunConfig, find_record, load_cost, run
+from .runs import Report, RunConfig, check_device, find_record, load_cost, run
 from .tasks import PAPER_CURRICULA, Curriculum, LinearRegression, Ramp, SparseParity, Task
 from .training import TrainConfig
 
@@ -156,8 +156,9 @@ def check_parameters(experiment: str, names: Mapping[str, Any]) -> Settings:
             close = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"unknown parameter {name!r}: {experiment} takes {', '.join(known)}." + (f" Did you mean {close[0]!r}?" if close else ""))
     if not isinstance(names["train_missing"], bool): raise ValueError(f"train_missing is {names['train_missing']!r}: it must be True or False")
-    settings = Settings(experiment, names["tier"], project_root() / names["root"], names["device"], names["train_missing"])
+    settings = Settings(experiment, names["tier"], project_root() / str(names["root"]), names["device"], names["train_missing"])
     experiment_runs(experiment, settings.tier)
+    check_device(settings.device)
     return settings
 
 # %% ../nbs/12_experiments.ipynb #a3441237

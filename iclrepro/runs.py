@@ -13,6 +13,7 @@ import json
 import os
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -82,6 +83,8 @@ class RunLock:
         except BlockingIOError:
             self.on_wait()
             fcntl.flock(self.file, fcntl.LOCK_EX)
+        for path in self.path.parent.iterdir():  # what a killed process was writing; a living one writes for seconds
+            if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and time.time() - path.stat().st_mtime > 60: path.unlink()
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -113,7 +116,7 @@ def find_record(config: RunConfig, root: str | os.PathLike) -> xr.Dataset | None
 
 
 def load_cost(config: RunConfig, root: str | os.PathLike) -> dict[str, Any]:
-    "What a complete run cost: seconds, steps per second, peak memory, threads."
+    "What a complete run cost: seconds, steps per second, peak memory."
     return json.loads((Path(root) / "runs" / config.folder / "cost.json").read_text())
 
 # %% ../nbs/10a_runs.ipynb #001127ba
@@ -134,14 +137,18 @@ def run(
     settle_folder(config, folder)
     with RunLock(folder, on_wait=lambda: report(Progress(config.name, "waiting for another process", 0, config.train.steps, 0.0, 0.0, 0.0))):
         if (record := find_record(config, root)) is not None: return record
-        started, memory = time.monotonic(), peak_memory()
-        training, earlier = train(config, folder, chosen, report, checkpoint_seconds)
-        trained = time.monotonic()
-        record = make_record(config, training, report)
+        started, threads = time.monotonic(), torch.get_num_threads()
+        if chosen.type == "cpu" and len(config.train.seeds) > 1: torch.set_num_threads(1)  # the members take a core each
+        used = torch.get_num_threads()
+        try:
+            training, earlier = train(config, folder, chosen, report, checkpoint_seconds)
+            trained = time.monotonic()
+            record = make_record(config, training, report)
+        finally: torch.set_num_threads(threads)
         examined = time.monotonic()
         seconds = earlier + trained - started
         cost = {"training_seconds": seconds, "exam_seconds": examined - trained, "steps_per_second": config.train.steps / seconds,
-                "peak_memory_bytes": max(memory, peak_memory()), "threads": torch.get_num_threads(), "device": record.attrs["device"]}
+                "peak_memory_bytes": peak_memory(), "threads": used, "device": record.attrs["device"]}
         write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
         save_dataset(record, folder / "record.nc")
         report(Progress(config.name, "finished", config.train.steps, config.train.steps, float(record["loss"][:, -1].mean()), cost["steps_per_second"], 0.0))
@@ -158,7 +165,7 @@ def settle_folder(config: RunConfig, folder: Path) -> None:
 
 def peak_memory() -> int:
     "Largest resident memory of this process so far, in bytes."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 # %% ../nbs/10a_runs.ipynb #71983f79
 def train(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from .experiments import EXPERIMENTS, TIERS
+from .experiments import TIERS
 from .results import load_dataset, write_atomically
 
 # %% ../nbs/13_claims.ipynb #fe3ad4cd

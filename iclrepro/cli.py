@@ -8,7 +8,6 @@ __all__ = ['clock', 'describe', 'Display', 'override', 'train_runs', 'read_confi
 
 # %% ../nbs/14_cli.ipynb #951b6bdb
 import argparse
-import difflib
 import json
 import os
 import signal

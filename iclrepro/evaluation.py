@@ -6,7 +6,7 @@
 __all__ = ['Examinee', 'Exam', 'as_examinee', 'as_baseline_examinee', 'take', 'Summary', 'summarise']
 
 # %% ../nbs/08_evaluation.ipynb #80c68300
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 

@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .baselines import BASELINES
 from .evaluation import Exam, as_baseline_examinee, summarise, take
 from .models import TITLES, architecture
 from .prompts import lookup

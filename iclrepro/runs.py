@@ -7,7 +7,6 @@ __all__ = ['Report', 'RunConfig', 'Progress', 'RunLock', 'WrongRun', 'check_devi
            'settle_folder', 'peak_memory', 'train', 'make_record']
 
 # %% ../nbs/10a_runs.ipynb #3b628142
-import dataclasses
 import fcntl
 import json
 import os
@@ -16,7 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

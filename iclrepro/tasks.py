@@ -7,7 +7,6 @@ __all__ = ['TASKS', 'INDEX_SETS', 'PAPER_CURRICULA', 'Task', 'register_task', 'm
            'Ramp', 'Curriculum', 'task_to_dict', 'task_from_dict']
 
 # %% ../nbs/01_tasks.ipynb #c688f15f
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar

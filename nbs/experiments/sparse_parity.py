@@ -27,7 +27,6 @@ settings = check_parameters("sparse_parity", globals())
 import functools
 
 import pandas as pd
-import torch
 
 from iclrepro.baselines import expected_accuracy, parity_bayes
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face

@@ -181,9 +181,9 @@ def collect(
 
 def costs(settings: Settings, records: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     "What each run cost, from the folder its record came from."
-    rows = {}
+    rows, runs = {}, experiment_runs(settings.experiment, settings.tier)
     for title in records:
-        config = experiment_runs(settings.experiment, settings.tier)[title]
+        config = runs[title]
         home = settings.root if find_record(config, settings.root) is not None else project_root() / COMMITTED
         cost = load_cost(config, home)
         rows[title] = {"parameters": int(records[title].attrs["n_parameters"]), "seeds": records[title].sizes["seed"], "training, s": round(cost["training_seconds"], 1),

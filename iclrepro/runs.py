@@ -180,6 +180,7 @@ def train(
     begin, started = training.step, time.monotonic()
     saved_at, saved_step = started, begin if path.exists() else -1
     while not training.finished:
+        window = training.step
         try: training.advance()
         except NonFiniteLoss as error:
             last = f"the last good checkpoint is {path} at step {saved_step}" if saved_step >= 0 else "there is no checkpoint yet"
@@ -187,7 +188,7 @@ def train(
             raise
         now = time.monotonic()
         rate = (training.step - begin) / (now - started)
-        report(Progress(config.name, "training", training.step, config.train.steps, float(training.loss_curve()[1][:, -1].mean()),
+        report(Progress(config.name, "training", training.step, config.train.steps, float(training.losses[:, window:training.step].mean()),
                         rate, (config.train.steps - training.step) / rate, begin))
         if training.finished or now - saved_at >= checkpoint_seconds:
             save_checkpoint({**training.state_dict(), "seconds": earlier + now - started}, path)

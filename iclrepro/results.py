@@ -101,7 +101,8 @@ def exam_dataset(
         over_all = {"pooled": summary.pooled, "pooled_low": summary.pooled_low, "pooled_high": summary.pooled_high}
         data = {name: (("seed", "examples"), value.numpy()) for name, value in single.items()}
         data |= {name: (("examples",), value.numpy()) for name, value in over_all.items()}
-        parts.append(xr.Dataset(data, {"seed": list(seeds), "examples": exam.examples}).expand_dims(shift=[exam.shift]))
+        examples = exam.numbers(summary.mean.shape[-1])
+        parts.append(xr.Dataset(data, {"seed": list(seeds), "examples": examples}).expand_dims(shift=[exam.shift]))
     return xr.concat(parts, "shift", join="outer", data_vars="all", coords="minimal", compat="equals")
 
 # %% ../nbs/10_results.ipynb #a9ca82d2

@@ -1,5 +1,6 @@
 """Baselines against independent oracles: NumPy, scikit-learn, plain loops and exact fractions."""
 import itertools
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -10,6 +11,9 @@ from sklearn.neighbors import KNeighborsRegressor
 from iclrepro import baselines as bl
 from iclrepro.prompts import Draws
 from iclrepro.tasks import LinearRegression, SparseParity
+
+# Those that answer every position of a regression prompt without further ado; the others have test files of their own.
+POINTWISE = [name for name, row in bl.BASELINES.items() if row.takes("query") and not row.takes("mask") and not row.takes("seed")]
 
 DIM, POINTS, BATCH = 6, 20, 5
 EPS = np.finfo(np.float64).eps
@@ -202,7 +206,7 @@ def parity_pair():
     return (prompt.x[:8], prompt.y[:8]), (prompt.x[8:], prompt.y[8:])
 
 
-@pytest.mark.parametrize("name", bl.BASELINES)
+@pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize("position", [0, 1, 5, 10, 11])
 def test_no_baseline_looks_ahead(name, position):
     (x, y), (other_x, other_y) = parity_pair()
@@ -211,7 +215,7 @@ def test_no_baseline_looks_ahead(name, position):
     assert torch.equal(bl.baseline(name)(x, y, x)[:, kept], bl.baseline(name)(*spliced, x)[:, kept])
 
 
-@pytest.mark.parametrize("name", bl.BASELINES)
+@pytest.mark.parametrize("name", POINTWISE)
 def test_a_prompt_does_not_depend_on_its_neighbours_or_chunks(name, monkeypatch):
     (x, y), _ = parity_pair()
     together = bl.baseline(name)(x, y)
@@ -236,7 +240,7 @@ def test_chunks_are_as_large_as_memory_allows(values_per_prompt, sizes, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", bl.BASELINES)
+@pytest.mark.parametrize("name", POINTWISE)
 def test_one_prompt_one_point(name, dtype):
     x, y = torch.ones(1, 1, 4, dtype=dtype), torch.ones(1, 1, dtype=dtype)
     prediction = bl.baseline(name)(x, y)
@@ -244,7 +248,7 @@ def test_one_prompt_one_point(name, dtype):
     assert prediction.item() == (1 if name == "parity_bayes" else 0)
 
 
-@pytest.mark.parametrize("name", bl.BASELINES)
+@pytest.mark.parametrize("name", POINTWISE)
 def test_inputs_are_left_alone_and_need_not_be_contiguous(name):
     (x, y), _ = parity_pair()
     before = x.clone(), y.clone()
@@ -262,7 +266,7 @@ def spoiled(part, value):
     return part
 
 
-@pytest.mark.parametrize("name", bl.BASELINES)
+@pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize("arguments, message", [
     (([[1.0]], Y), r"x is a list: it must be a torch tensor"),
     ((X, Y.numpy()), r"y is a ndarray: it must be a torch tensor"),
@@ -292,7 +296,39 @@ def test_bad_input_is_named(name, arguments, message):
     (lambda: bl.parity_bayes(X, Y, spoiled(X, 2.0)), "query holds 2: parity"),
     (lambda: bl.parity_bayes(torch.ones(1, 2, 40), torch.ones(1, 2), k=10), "10 of 40 coordinates can be chosen in 847660528 ways: at most 200000"),
     (lambda: bl.parity_bayes(X, spoiled(Y, -1.0)), "no set of 2 coordinates explains the first 3 examples"),
-    (lambda: bl.baseline("ridge"), "unknown baseline 'ridge'.*least_squares, nearest_neighbours, averaging, zero, parity_bayes"),
+    (lambda: bl.baseline("splines"), "unknown baseline 'splines'.*least_squares, nearest_neighbours, averaging, zero, parity_bayes"),
+    (lambda: bl.baselines_for("sparse_paritY"), "unknown task with baselines 'sparse_paritY'.*Did you mean 'sparse_parity'"),
 ])
 def test_bad_options_are_named(call, message):
     with pytest.raises(ValueError, match=message): call()
+
+
+TASKS = ("linear_regression noisy_linear_regression skewed_linear_regression sparse_linear_regression relu_network decision_tree orthogonal_outliers "
+         "many_outliers sparse_parity chain_of_thought vector_mqar associative_recall formal_languages").split()
+
+
+def test_every_task_has_yardsticks_with_titles_of_their_own():
+    assert {name for row in bl.BASELINES.values() for name in row.tasks} == set(TASKS)
+    for task in TASKS:
+        rows = bl.baselines_for(task)
+        assert rows == {name: row for name, row in bl.BASELINES.items() if task in row.tasks}
+        assert len({row.title for row in rows.values()}) == len(rows) > 0
+    assert list(bl.baselines_for("sparse_parity")) == ["parity_bayes"]
+    assert {"least_squares", "lasso_0.01"} <= set(bl.baselines_for("sparse_linear_regression"))
+
+
+def test_a_row_passes_its_options_and_lets_the_caller_change_them():
+    row = bl.Baseline("Square", lambda x, power=2, factor=1: factor * x**power, ("linear_regression",), "ours", {"power": 3})
+    assert (row(2), row(2, factor=10), row(2, power=1)) == (8, 80, 2)
+    assert row.takes("factor") and not row.takes("at")
+
+
+def test_positions_asked_are_checked():
+    assert bl._checked_at(None, 3) == [0, 1, 2] and bl._checked_at((2, 0, 2), 3) == [0, 2] and bl._checked_at((), 3) == []
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=f"at holds {wrong}: a prompt of 3 points can be asked after 0 to 2 examples"): bl._checked_at([1, wrong], 3)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+    with pytest.raises(ValueError, match=r'needs the package xgboost: pip install "iclrepro\[baselines\]"'): bl.xgboost(X, Y)

@@ -1,4 +1,4 @@
-"""Prompts, tasks and shifts against loops over single elements, their statistics, and what they refuse."""
+"""Prompts and the first tasks against loops over single elements, their statistics, and what they refuse."""
 import hashlib
 import itertools
 import math
@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from iclrepro.prompts import STREAMS, Draws, Prompt, at_inputs, interleave, lookup, masked_mean
-from iclrepro.shifts import SHIFTS, Shift, sample_shifted
+from iclrepro.shifts import fitting_shifts, sample_shifted
 from iclrepro.tasks import (PAPER_CURRICULA, TASKS, Curriculum, LinearRegression, Ramp, SparseParity, Task, make_task,
                             register_task, task_from_dict, task_to_dict)
 
@@ -222,7 +222,7 @@ def everything(seed, step):
     for task in TASKS_HERE.values():
         batches.append(task.sample(Draws(seed, step), 6))
         batches.append(task.sample(Draws(seed, step, "evaluation"), 6, n_points=3, dims=4))
-        batches += [sample_shifted(task, shift, Draws(seed, step), 6) for shift in SHIFTS]
+        batches += [sample_shifted(task, shift, Draws(seed, step), 6, 3) for shift in fitting_shifts(task)]
     return batches
 
 
@@ -322,107 +322,6 @@ def test_a_batch_follows_its_curriculum(step, dims, points):
     assert (x[..., dims:] == 0).all() and (x[..., :dims] != 0).all()
 
 
-REGRESSION = LinearRegression(4, 30, scale=1.5)
-
-
-def own(seed, batch, points=30):
-    "The inputs that the task itself draws first, and its function."
-    draws = Draws(seed, 0, "evaluation")
-    return REGRESSION.inputs(draws, batch, points), REGRESSION.function(draws, batch, REGRESSION.dim)
-
-
-def shifted(shift, seed, batch, points=30):
-    return sample_shifted(REGRESSION, shift, Draws(seed, 0, "evaluation"), batch, points)
-
-
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_a_shift_keeps_shapes_and_asks_anew_where_it_says(shift):
-    context, query = shifted(shift, 0, 6, 9)
-    assert (query is not None) == SHIFTS[shift].asks_anew
-    for prompt in (context, query or context):
-        assert prompt.x.shape == (6, 9, 4) and prompt.y.shape == prompt.mask.shape == (6, 9)
-        assert prompt.x.dtype == prompt.y.dtype == torch.float32 and prompt.mask.all() and prompt.x.isfinite().all() and prompt.y.isfinite().all()
-    assert sample_shifted(REGRESSION, shift, Draws(0), 2).context.x.shape == (2, 30, 4)
-
-
-@pytest.mark.parametrize("shift", ["none", "skewed", "orthants"])
-def test_a_shift_of_the_inputs_leaves_the_function_the_same(shift):
-    _, function = own(1, 6)
-    context, query = shifted(shift, 1, 6)
-    assert torch.equal(context.y, function(context.x))
-    if query is not None: assert torch.equal(query.y, function(query.x))
-
-
-def test_no_shift_is_the_task_itself():
-    assert same(shifted("none", 2, 6).context, REGRESSION.sample(Draws(2, 0, "evaluation"), 6))
-
-
-@pytest.mark.parametrize("shift", ["noisy", "noisy_unscaled"])
-def test_noise_leaves_the_inputs_alone(shift):
-    assert same(shifted(shift, 3, 6).context.x, own(3, 6)[0])
-
-
-def test_noise_is_standard_normal_and_independent_of_the_answers():
-    x, function = own(4, 5000)
-    clean = function(x).double().numpy().ravel()
-    noise = shifted("noisy_unscaled", 4, 5000).context.y.double().numpy().ravel() - clean
-    n = noise.size
-    assert_near(noise.mean(), 0, 1 / math.sqrt(n), "mean")
-    assert_near(noise.var(), 1, math.sqrt(2 / n), "variance")
-    assert_near(np.corrcoef(noise, clean)[0, 1], 0, 1 / math.sqrt(n), "correlation")
-    assert stats.kstest(noise, "norm").pvalue > 1e-6
-
-
-@pytest.mark.parametrize("batch", [1, 6, 64])
-def test_released_noise_is_rescaled_to_the_spread_of_the_dimension(batch):
-    rescaled, raw = (shifted(shift, 5, batch).context.y.double() for shift in ("noisy", "noisy_unscaled"))
-    assert rescaled.std().item() == pytest.approx(math.sqrt(4), rel=1e-5)
-    assert torch.allclose(rescaled, raw * (2 / raw.std()), rtol=1e-5, atol=1e-6)
-
-
-def test_skewed_inputs_have_the_eigenvalues_of_the_paper():
-    "Proportional to 1/i^2, their sum d, in each prompt; the directions differ from prompt to prompt."
-    x = sample_shifted(REGRESSION, "skewed", Draws(6), 3, 100_000).context.x.double().numpy()
-    expected = 1 / np.arange(1, 5)**2
-    expected *= 4 / expected.sum()
-    covariances = np.einsum("bpi,bpj->bij", x, x) / x.shape[1]
-    eigenvalues = np.linalg.eigvalsh(covariances)[:, ::-1]
-    assert_near(eigenvalues / expected, 1, math.sqrt(2 / x.shape[1]), "eigenvalues")
-    assert_near(np.trace(covariances, axis1=1, axis2=2), 4, math.sqrt(2 * (expected**2).sum() / x.shape[1]), "trace")
-    first = np.linalg.eigh(covariances).eigenvectors[:, :, -1]
-    assert np.abs(first @ first.T - np.eye(3)).max() < 0.999
-
-
-def test_skewed_inputs_have_no_preferred_direction():
-    x = sample_shifted(REGRESSION, "skewed", Draws(7), 40_000, 1).context.x[:, 0].double().numpy()
-    products = np.einsum("bi,bj->bij", x, x)
-    assert_near(products.mean(0), np.eye(4), products.std(0) / math.sqrt(len(x)), "pooled covariance")
-    # A row u of a uniform rotation in 4 dimensions has E u_j^4 = 3/24 and E u_j^2 u_k^2 = 1/24, and x_i is N(0, sum_j u_j^2 e_j).
-    e = 4 / np.arange(1, 5)**2 / (1 / np.arange(1, 5)**2).sum()
-    fourth = x**4
-    assert_near(fourth.mean(0), 3 * (e.sum()**2 + 2 * (e**2).sum()) / 24, fourth.std(0) / math.sqrt(len(x)), "fourth moment")
-
-
-def test_each_prompt_keeps_to_one_orthant_and_orthants_are_uniform():
-    context, query = shifted("orthants", 8, 16_000, 5)
-    x = own(8, 16_000, 5)[0]
-    assert torch.equal(context.x.abs(), x.abs()) and torch.equal(query.x, x)
-    signs = context.x.sign()
-    assert (signs == signs[:, :1]).all()
-    powers = torch.tensor([1, 2, 4, 8])
-    code = ((signs[:, 0] > 0) * powers).sum(-1)
-    assert_uniform(torch.bincount(code, minlength=16), "orthants")
-    asked = ((query.x > 0) * powers).sum(-1)
-    for point in range(5): assert_uniform(torch.bincount(code * 16 + asked[:, point], minlength=256), "orthant and question")
-
-
-def test_a_new_shift_is_one_definition(monkeypatch):
-    monkeypatch.setitem(SHIFTS, "doubled", Shift("doubled inputs", inputs=lambda x, draws, dim: 2 * x))
-    x, function = own(9, 6)
-    assert torch.equal(shifted("doubled", 9, 6).context.x, 2 * x)
-    assert torch.equal(shifted("doubled", 9, 6).context.y, function(2 * x))
-
-
 @pytest.mark.parametrize("task", TASKS_HERE.values(), ids=TASKS_HERE)
 def test_a_task_survives_its_dictionary(task):
     assert task_from_dict(task_to_dict(task)) == task
@@ -469,7 +368,6 @@ BAD = {
     "ramp from nothing": (lambda: Ramp(0, 4), "start is 0.*between 1"),
     "ramp that stands": (lambda: Ramp(1, 4, 0), "increment 0.*at least 1"),
     "ramp without interval": (lambda: Ramp(1, 4, 1, 0), "interval 0.*at least 1"),
-    "unknown shift": (lambda: sample_shifted(LinearRegression(3), "skew", Draws(0), 2), "unknown shift 'skew'.*skewed"),
     "x without points": (lambda: interleave(prompt_of((2, 3), (2, 3))), r"x has shape \(2, 3\).*\(batch, points, dim\)"),
     "y of other length": (lambda: interleave(prompt_of((2, 3, 4), (2, 2))), r"y has shape \(2, 2\) but x \(2, 3, 4\)"),
     "y of another batch": (lambda: interleave(prompt_of((2, 3, 4), (1, 3))), r"y has shape \(1, 3\)"),

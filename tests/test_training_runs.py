@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from iclrepro.prompts import Draws
 from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
 from iclrepro.runs import RunConfig, WrongRun, check_device, find_record, load_cost, run
 from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
-from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash
+from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,7 +56,9 @@ def trained(config):
 
 def factor(config, step):
     "What the learning rate is multiplied by, from the definition of the schedule."
-    return {"constant": 1, "cosine": (1 + math.cos(math.pi * step / config.steps)) / 2}[config.schedule]
+    t = step / config.steps
+    warm = t / 0.1 if t < 0.1 else (1 + math.cos(math.pi * (t - 0.1) / 0.9)) / 2
+    return {"constant": 1, "cosine": (1 + math.cos(math.pi * t)) / 2, "warmup_cosine": warm}[config.schedule]
 
 
 def naive_losses(config, seed):
@@ -72,15 +74,20 @@ def naive_losses(config, seed):
         gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
         norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
         for w, g, m, v in zip(weights, gradients, mean, square):
-            g = g * min(1, config.clip / (norm + 1e-6))
+            if config.clip is not None: g = g * min(1, config.clip / (norm + 1e-6))
             m += 0.1 * (g - m)
             v += 0.001 * (g * g - v)
             rate = config.lr * factor(config, step)
+            w.data *= 1 - rate * config.weight_decay  # Loshchilov & Hutter 2019, algorithm 2
             w.data -= rate * (m / (1 - 0.9**(step + 1))) / ((v / (1 - 0.999**(step + 1))).sqrt() + 1e-8)
     return losses
 
 
-@pytest.mark.parametrize("changes", [{"clip": 10.0}, {"clip": 0.3, "lr": 1e-2, "schedule": "cosine"}], ids=["as the papers", "clipped and decayed"])
+RECIPES = {"as Park et al.": {"clip": 10.0}, "clipped and falling": {"clip": 0.3, "lr": 1e-2, "schedule": "cosine"},
+           "as Grazzi et al.": {"clip": None, "schedule": "cosine", "precision": "tf32"}, "as RegBench": {"weight_decay": 0.1, "schedule": "warmup_cosine", "lr": 1e-2}}
+
+
+@pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("task", [LinearRegression(3, 8), SparseParity(4, 8)], ids=lambda task: task.name)
 @pytest.mark.parametrize("name", ["transformer", "mamba", "mambaformer"])
 def test_the_engine_gives_the_losses_of_a_naive_loop(name, task, changes):
@@ -343,6 +350,35 @@ def test_runs_of_other_configurations_have_other_folders(tmp_path):
     assert content_hash(data) == content_hash(dict(reversed(data.items())))
 
 
+def test_an_option_at_its_default_does_not_rename_a_run():
+    "So an option that is added later leaves the names of earlier runs alone."
+    config = run_config()
+    names = {f.name for f in fields(config.train)}
+    assert set(essence(config.train)) == names - {f.name for f in fields(config.train) if f.default is not MISSING and getattr(config.train, f.name) == f.default}
+    assert essence(config.train)["task"] == {"task": "linear_regression", "dim": 3, "n_points": 8} and "clip" not in essence(config.train)
+    assert replace(config, train=replace(config.train, clip=10.0, schedule="constant")).folder == config.folder
+    changed = [replace(config, train=replace(config.train, **change)) for change in
+               ({"clip": None}, {"weight_decay": 0.1}, {"precision": "tf32"}, {"model": replace(config.train.model, norm="rms")}, {"task": LinearRegression(3, 8, 2.0)})]
+    assert len({c.folder for c in (config, *changed)}) == 6
+    assert replace(config, exams=(replace(config.exams[0], seed=1), config.exams[1])).folder != config.folder
+
+
+KNOWN = {"Mamba": "125b464478", "Transformer": "5bdb73371a"}
+
+
+def test_the_names_of_known_runs_stay():
+    "If this fails, a default has changed its value or its meaning, and every stored run has lost its name."
+    assert experiment_runs("linear_regression", "laptop")["Mamba"].folder.endswith(KNOWN["Mamba"])
+    assert experiment_runs("linear_regression", "laptop")["Transformer"].folder.endswith(KNOWN["Transformer"])
+
+
+def test_a_configuration_from_before_an_option_is_the_same_run():
+    data = json.loads(json.dumps(run_config().to_dict()))
+    for option in ("weight_decay", "precision"): del data["train"][option]
+    for option in ("norm", "dropout", "layout"): del data["train"]["model"][option]
+    assert RunConfig.from_dict(data) == run_config()
+
+
 def test_a_record_says_where_it_comes_from_and_what_was_measured(tmp_path):
     config = run_config("mambaformer")
     seen = []
@@ -376,11 +412,10 @@ def spoilt(monkeypatch):
         at: ClassVar[dict] = {}
         now: ClassVar[threading.local] = threading.local()  # members train side by side
 
-        def sample(self, draws, *args):
-            prompt = super().sample(draws, *args)
+        def function(self, draws, batch_size, dims):
+            right = super().function(draws, batch_size, dims)
             self.now.what = self.at.get(tuple(draws.rng.bit_generator.state["state"]["key"].tolist()))
-            if self.now.what == "answer": prompt.y[0, 0] = torch.nan
-            return prompt
+            return (lambda x: right(x) * torch.nan) if self.now.what == "answer" else right
 
         def loss(self, prediction, prompt):
             loss = super().loss(prediction, prompt)
@@ -584,16 +619,20 @@ BAD = {
     "unknown task in a file": (lambda: RunConfig.from_dict(without(run_config().to_dict(), "train", "task", "name")), "unknown task 'nonsense'"),
     "unknown block in a file": (lambda: RunConfig.from_dict(without(run_config().to_dict(), "train", "model", "pattern")), "unknown block 'nonsense': choose one of attn, mlp, mamba"),
     "unknown schedule": (lambda: train_config(schedule="linear"), "unknown schedule 'linear': choose one of constant, cosine"),
-    "unknown model": (lambda: architecture("rnn", 3), "unknown model 'rnn': choose one of transformer, transformer_nope, mamba, mambaformer"),
+    "unknown model": (lambda: architecture("rnn", 3), "unknown model 'rnn': choose one of transformer, transformer_nope, .*lstm"),
     "unknown shift": (lambda: Exam("noise"), "unknown shift 'noise': choose one of none, noisy.*mean 'noisy'"),
     "unknown experiment": (lambda: experiment_runs("linear", "smoke"), "unknown experiment 'linear': choose one of linear_regression, length_and_shift, sparse_parity"),
     "unknown tier": (lambda: experiment_runs("linear_regression", "lap"), "unknown tier 'lap': choose one of smoke, laptop, gpu, paper.*mean 'laptop'"),
     "tier that an experiment lacks": (lambda: experiment_runs("sparse_parity", "laptop"), "sparse_parity has no laptop tier: choose one of smoke, gpu, paper"),
-    "task wider than the model": (lambda: replace(train_config(), task=LinearRegression(4, 8)), "the task has dim 4 but the model reads d_in 3"),
+    "task wider than the model": (lambda: replace(train_config(), task=LinearRegression(4, 8)), "the task has d_in 4 but the model 3"),
     "curriculum wider than the model": (lambda: replace(train_config(), curriculum=Curriculum(Ramp(2, 4), Ramp(4, 8))), "the curriculum ends at 4 dims: the task and the model have 3"),
     "training beyond the positions": (lambda: replace(train_config(), curriculum=Curriculum(Ramp(2, 3), Ramp(4, 13))), "13 points are 25 tokens, beyond the model's positional table of 24 rows"),
     "exam beyond the positions": (lambda: replace(run_config(), exams=(Exam("none", 13),)), "13 points are 25 tokens, beyond the model's positional table of 24 rows"),
     "no steps": (lambda: train_config(steps=0), "steps is 0: it must be above 0"),
+    "negative decay": (lambda: train_config(weight_decay=-0.1), "weight_decay is -0.1: it must be 0 or more"),
+    "unknown precision": (lambda: train_config(precision="bf16"), "unknown precision 'bf16': choose one of float32, tf32"),
+    "another layout": (lambda: replace(train_config(), model=replace(train_config().model, layout="vectors")), "the task has layout 'pairs' but the model 'vectors'"),
+    "another answer": (lambda: replace(train_config(), model=replace(train_config().model, d_out=3)), "the task has d_out 1 but the model 3"),
     "no batch": (lambda: train_config(batch_size=0), "batch_size is 0"),
     "negative rate": (lambda: train_config(lr=-1.0), "lr is -1.0"),
     "rate that is no number": (lambda: train_config(lr=math.nan), "lr is nan"),
@@ -608,7 +647,7 @@ BAD = {
     "no name": (lambda: replace(run_config(), name=""), "name is ''"),
     "exam of no prompts": (lambda: Exam(n_prompts=0), "n_prompts is 0: it must be a positive multiple"),
     "exam of broken batches": (lambda: Exam(n_prompts=100), "n_prompts is 100: it must be a positive multiple of batch_size, 64"),
-    "exam beyond its points": (lambda: Exam(n_points=5, at=(0, 5)), r"at is \(0, 5\).*0 … 4"),
+    "exam beyond its points": (lambda: replace(run_config(), exams=(Exam(n_points=5, at=(0, 5)),)), r"at is \(0, 5\).*0 … 4"),
     "exam of no points": (lambda: Exam(n_points=0), "n_points 0.*at least 1"),
 }
 
@@ -622,6 +661,15 @@ def test_bad_input_is_refused_with_its_reason(name):
 @pytest.mark.parametrize("name", TITLES)
 def test_a_run_without_positions_has_no_limit_of_points(name):
     model = architecture(name, 3, 1, 16, 2, n_points=12)
-    assert (model.positions == "learned") == (name == "transformer")
-    if model.positions == "none": replace(run_config(), train=replace(train_config(), model=model), exams=(Exam("none", 500),))
+    assert (model.positions == "learned") == (name in ("transformer", "standard_hybrid"))
+    if model.positions != "learned": replace(run_config(), train=replace(train_config(), model=model), exams=(Exam("none", 500),))
     assert isinstance(model, ModelConfig)
+
+
+def test_the_inner_precision_is_restored():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for name, expected in (("tf32", ("high", True)), ("float32", ("highest", False))):
+        with pytest.raises(KeyboardInterrupt), inner_precision(name):
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == expected
+            raise KeyboardInterrupt
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before

@@ -44,7 +44,7 @@ use_svg()
 # %%
 runs = experiment_runs(settings.experiment, settings.tier)
 task, exams = runs["Mamba"].train.task, runs["Mamba"].exams
-pd.DataFrame([{"shift": SHIFTS[exam.shift].title, "prompts": exam.n_prompts, "points": exam.n_points, "numbers of examples asked": len(exam.examples)} for exam in exams])
+pd.DataFrame([{"shift": SHIFTS[exam.shift].title, "prompts": exam.n_prompts, "points": exam.n_points, "numbers of examples asked": len(exam.examples(task))} for exam in exams])
 
 # %%
 records = collect(settings)
@@ -57,7 +57,7 @@ numbers = gather(settings, records, {"Least squares": least_squares})
 
 # %%
 trained_to, longest = task.n_points - 1, exams[0].n_points - 1
-asked_anew = max(k for k in next(exam for exam in exams if exam.shift == "orthants").examples if k <= trained_to)
+asked_anew = max(k for k in next(exam for exam in exams if exam.shift == "orthants").examples(task) if k <= trained_to)
 asked = {"as trained, K": ("none", trained_to), "as trained, 2K": ("none", min(2 * trained_to, longest)), f"as trained, {longest}": ("none", longest),
          "noisy, K": ("noisy", trained_to), "skewed, K": ("skewed", trained_to), f"orthants, {asked_anew}": ("orthants", asked_anew)}
 table = headline(numbers, asked)

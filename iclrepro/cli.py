@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -119,13 +120,16 @@ def chosen_runs(args: argparse.Namespace) -> list[RunConfig]:
 def draw(experiment: str, tier: str, root: str, device: str = "cpu", train_missing: bool = True) -> None:
     "Execute the experiment's notebook; it leaves numbers, table, figure and verdicts below `root`."
     import papermill
+    from traitlets.config import Config
     experiment_runs(experiment, tier)
     home, target = project_root() / "nbs" / "experiments", Path(root).resolve() / experiment / f"{tier}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}")
     parameters = {"tier": tier, "root": str(Path(root).resolve()), "device": device, "train_missing": train_missing}
-    papermill.execute_notebook(home / f"{experiment}.ipynb", partial, parameters, progress_bar=False, cwd=home,
-                               extra_arguments=["--log-level=ERROR"])  # else the kernel warns of TCP at every start
+    with tempfile.TemporaryDirectory(prefix="iclrepro-") as folder:
+        # Sockets in a folder of our own: free TCP ports are chosen some time before they are used, and notebooks drawn side by side can choose the same.
+        sockets = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        papermill.execute_notebook(home / f"{experiment}.ipynb", partial, parameters, progress_bar=False, cwd=home, config=sockets, extra_arguments=["--log-level=ERROR"])
     os.replace(partial, target)
 
 

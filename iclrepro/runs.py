@@ -7,6 +7,7 @@ __all__ = ['Report', 'RunConfig', 'Progress', 'RunLock', 'WrongRun', 'check_devi
            'run', 'settle_folder', 'peak_memory', 'train', 'make_record']
 
 # %% ../nbs/10a_runs.ipynb #3b628142
+import contextlib
 import fcntl
 import json
 import os
@@ -85,7 +86,9 @@ class RunLock:
             self.on_wait()
             fcntl.flock(self.file, fcntl.LOCK_EX)
         for path in self.path.parent.iterdir():  # what a killed process was writing; a living one writes for seconds
-            if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and time.time() - path.stat().st_mtime > 60: path.unlink()
+            if not re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name): continue
+            with contextlib.suppress(FileNotFoundError):  # a living one may finish its file at this moment
+                if time.time() - path.stat().st_mtime > 60: path.unlink()
         return self
 
     def __exit__(self, *exception: Any) -> None:

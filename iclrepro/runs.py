@@ -227,6 +227,7 @@ def make_record(config: RunConfig, training: Training, report: Report) -> xr.Dat
     dataset = exam_dataset(config.exams, summaries, config.train.seeds)
     dataset["loss"] = ("seed", "step"), losses.numpy()
     dataset = dataset.assign_coords(step=steps)
-    n_parameters = training.members[0].flat.numel()
+    if isinstance(config.train.lr, tuple): dataset = dataset.assign_coords(lr=("seed", list(config.train.lr)))
+    n_parameters = sum(p.numel() for p in training.members[0].model.parameters())
     return dataset.assign_attrs(configuration=json.dumps(config.to_dict(), sort_keys=True), name=config.name, n_parameters=n_parameters,
                                 score=config.train.task.score_label, training_flops=float(training_flops(config.train)), **provenance(training.device))

@@ -1,4 +1,6 @@
 """On a GPU: every task samples there and from the same distribution, every model and baseline says what it says on a CPU."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from iclrepro.models import ARCHITECTURES, build_model, model_for, predict
 from iclrepro.prompts import Draws, Prompt, Replay
 from iclrepro.shifts import SHIFTS, fitting_shifts, sample_shifted
 from iclrepro.tasks import TASKS, Curriculum, Ramp, make_task
-from iclrepro.training import TrainConfig, Training, inner_precision
+from iclrepro.training import PRECISIONS, NonFiniteLoss, TrainConfig, Training, inner_precision
 
 @pytest.fixture(autouse=True)
 def full_float32():
@@ -47,22 +49,79 @@ def test_a_recorded_sampler_draws_what_the_sampler_draws(name):
         for recorded, direct in zip(replay(seed, step), task.sample(Draws(seed, step, device="cuda"), 16)): assert torch.equal(recorded, direct)
 
 
+def naive_losses(config, seed, steps):
+    "The loss of each step, the plain way."
+    model = build_model(config.model, seed).to("cuda")
+    optimiser, losses = torch.optim.Adam(model.parameters(), lr=1e-3), []
+    for step in range(steps):
+        prompt = config.task.sample(Draws(seed, step, device="cuda"), config.batch_size, config.curriculum.points.at(step), config.curriculum.dims.at(step))
+        loss = config.task.loss(predict(model, prompt, Draws(seed, step, "dropout", "cuda")), prompt)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimiser.step()
+    return losses
+
+
+def trained(config, state=None):
+    training = Training(config, "cuda")
+    if state is not None: training.load_state_dict(state)
+    while not training.finished: training.advance()
+    return training
+
+
+def run_of(task, model, steps, seeds=(0, 1), precision="float32", **options):
+    return TrainConfig(task, model_for(task, model, "tiny", n_layers=1, d_model=32, **options), Curriculum.constant(task), steps, seeds, 16, 1e-3, log_every=10, precision=precision)
+
+
 def test_training_on_the_gpu_is_that_of_a_loop_with_a_curriculum():
     task = make_task("skewed_linear_regression", dim=4, n_points=8)
-    config = TrainConfig(task, model_for(task, "s4_mamba", "tiny", n_layers=1, d_model=32, dropout=0.1), Curriculum(Ramp(2, 4, 1, 5), Ramp(4, 8, 2, 5)), 20, (0, 1), 16, 1e-3, log_every=10)
-    training = Training(config, "cuda")
-    while not training.finished: training.advance()
-    for row, seed in enumerate(config.seeds):
-        model = build_model(config.model, seed).to("cuda")
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for step in range(20):
-            prompt = task.sample(Draws(seed, step, device="cuda"), 16, config.curriculum.points.at(step), config.curriculum.dims.at(step))
-            loss = task.loss(predict(model, prompt, Draws(seed, step, "dropout", "cuda")), prompt)
-            assert loss.item() == pytest.approx(training.losses[row, step].item(), rel=1e-3)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-            optimiser.step()
+    config = replace(run_of(task, "s4_mamba", 20, dropout=0.1), curriculum=Curriculum(Ramp(2, 4, 1, 5), Ramp(4, 8, 2, 5)))
+    training = trained(config)
+    for row, seed in zip(training.losses, config.seeds): assert row.tolist() == pytest.approx(naive_losses(config, seed, 20), rel=1e-3)
+
+
+@pytest.mark.parametrize("model, task", [(model, "linear_regression") for model in ARCHITECTURES] + [("transformer", task) for task in TASKS])
+def test_two_hundred_recorded_steps_are_those_of_a_naive_loop(model, task):
+    "Rounding grows as the weights move apart: 1e-3 of the loss in the first 20 steps, 2e-2 in the last."
+    config = run_of(small(task), model, 200)
+    losses = trained(config).losses[1].tolist()
+    naive = naive_losses(config, 1, 200)
+    assert losses[:20] == pytest.approx(naive[:20], rel=1e-3)
+    assert losses == pytest.approx(naive, rel=2e-2)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("model", ["transformer", "mambaformer"])
+def test_the_same_run_gives_the_same_bytes_and_resumes_exactly(model, precision):
+    config = run_of(make_task("linear_regression"), model, 30, precision=precision)
+    first = Training(config, "cuda")
+    first.advance()
+    state = first.state_dict()
+    while not first.finished: first.advance()
+    for other in (trained(config), trained(config, state)):
+        assert torch.equal(other.losses, first.losses)
+        for a, b in zip(other.members, first.members): assert torch.equal(a.flat, b.flat)
+
+
+@pytest.mark.parametrize("model", ["transformer", "mambaformer", "s4_mamba"])
+def test_a_member_on_the_gpu_is_the_seed_trained_alone(model):
+    together = trained(run_of(make_task("linear_regression"), model, 20, (3, 7, 4)))
+    alone = trained(run_of(make_task("linear_regression"), model, 20, (7,)))
+    assert together.losses[1].tolist() == pytest.approx(alone.losses[0].tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision, error", [("tf32", 1e-2), ("bfloat16", 5e-2)])
+def test_a_coarser_precision_trains_almost_alike(precision, error):
+    task = make_task("linear_regression", dim=5, n_points=16)
+    exact, coarse = (trained(run_of(task, "mambaformer", 100, precision=name)).losses for name in ("float32", precision))
+    assert 0 < ((coarse - exact).norm() / exact.norm()).item() < error
+
+
+def test_an_exploding_run_stops_on_the_gpu():
+    config = replace(run_of(make_task("linear_regression"), "transformer", 100), lr=(1e-3, 1e25), clip=None)
+    with pytest.raises(NonFiniteLoss, match="seed 1 became"): trained(config)
 
 
 @pytest.mark.parametrize("task", TASKS)

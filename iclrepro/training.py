@@ -202,8 +202,11 @@ class Member:
             return spread
 
         self.flat.data.copy_(spread_out(state["weights"]))
-        adam = {i: {key: spread_out(value) for key, value in entry.items()} for i, entry in state["optimiser"].items()}
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": adam})
+        saved, present = state["optimiser"].get(0, {}), self.optimiser.state.get(self.flat)
+        if not present: self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": {0: saved} if saved else {}})
+        for key, value in (present or {}).items():  # in place: an engine may hold on to them
+            if saved: value.copy_(spread_out(saved[key]))
+            else: value.zero_()
 
 
 def exact_ends(model: SequenceModel) -> None:
@@ -303,6 +306,8 @@ import warnings
 from torch.func import functional_call, vmap
 from torch.utils import deterministic as determinism
 
+from .fused import Adam, equip, runs_kernels
+
 # %% ../nbs/07b_stack.ipynb #f68ab11e
 class Bound:
     """A model that reads its parameters from a dictionary; for `predict` it is a model like any other."""
@@ -368,37 +373,40 @@ class Stack:
     Member e equals the same seed trained alone up to rounding: products of stacked matrices may add in another order.
     """
     def __init__(self, config: TrainConfig, device: torch.device):
-        self.config, self.device = config, device
+        self.config, self.device, count = config, device, len(config.seeds)
         with torch.device("meta"): self.skeleton = SequenceModel(config.model)
         self.where, size = places(self.skeleton, 64)
-        self.flat, self.grad = (torch.zeros(len(config.seeds), size, device=device) for _ in range(2))  # (members, numbers)
+        self.flat, self.grad = (torch.zeros(count, size, device=device) for _ in range(2))  # (members, numbers)
         self.members = [Member(config, index, device, 64, buffers) for index, buffers in enumerate(zip(self.flat, self.grad))]
-        self.half = config.precision == "bfloat16" and device.type == "cuda"
+        self.half = (torch.zeros_like(self.flat, dtype=torch.bfloat16), torch.zeros_like(self.flat, dtype=torch.bfloat16)) if config.precision == "bfloat16" and device.type == "cuda" else None
+        factors = [SCHEDULES[config.schedule](step / config.steps) for step in range(config.steps)]
+        self.adam = Adam(self.flat, self.grad, config.rates, factors, config.clip, config.weight_decay, self.half)
+        for member, mean, square in zip(self.members, self.adam.mean, self.adam.square):
+            member.optimiser.state[member.flat] = {"step": torch.zeros(()), "exp_avg": mean, "exp_avg_sq": square}
         if config.precision == "bfloat16": exact_ends(self.skeleton)
-        self.rounded = self.flat.bfloat16() if self.half else self.flat
-        inner = [module for name, module in self.skeleton.named_modules() if isinstance(module, nn.Linear) and not name.startswith(("read_in", "read_out"))]
-        self.weights = {name for name, p in self.skeleton.named_parameters() if any(p is module.weight for module in inner)}
+        if runs_kernels(device): equip(self.skeleton)
         self.recorded: tuple[tuple[int, int], torch.cuda.CUDAGraph] | None = None
-        for member in self.members: self._prepare(member)
+        self.draws: dict[str, list[Draws]] = {}
+        self.low: set[str] = set()  # parameters that the model is given in bfloat16
+        self.groups = [list(range(count))] if count > 1 else [[0]]
+        with inner_precision(config.precision): called = self._try_out()
+        if self.half: self.low = {f"{name}.{part}" for name in called for part in ("weight", "bias")}
+
+    def _try_out(self) -> set[str]:
+        "Run one prompt through. Members take turns if `vmap` does not know an operation. Returns which linear layers of the blocks are called as such."
+        called: set[str] = set()
+        linear = [(name, module) for name, module in self.skeleton.named_modules() if isinstance(module, nn.Linear) and name.startswith("blocks")]
+        hooks = [module.register_forward_hook(lambda *_, name=name: called.add(name)) for name, module in linear]
         self.reseed(0)
-        self.groups = [list(range(len(self.members)))]
-        if len(self.members) == 1 or not self._has_rules(): self.groups = [[e] for e in range(len(self.members))]
-
-    def _prepare(self, member: Member) -> None:
-        "Let the optimiser run inside a graph: its rate and its count of steps live on the device, and exist before the first step."
-        if self.device.type != "cuda": return
-        group = member.optimiser.param_groups[0]
-        group["lr"], group["capturable"] = torch.zeros((), device=self.device), True
-        member.optimiser.step()  # at rate 0 and gradient 0 nothing moves
-        member.optimiser.state[member.flat]["step"].zero_()
-
-    def _has_rules(self) -> bool:
-        "Whether `vmap` knows all operations of the model."
-        try: self.differentiate(self.draw(self.stage(0), batch_size=1))
+        prompts = self.draw(self.stage(0), batch_size=1)
+        try: self.differentiate(prompts)
         except RuntimeError as error:
-            if "Batching rule not implemented" not in str(error): raise
-            return False
-        return True
+            if len(self.members) == 1 or "Batching rule not implemented" not in str(error): raise
+            self.groups = [[e] for e in range(len(self.members))]
+            self.differentiate(prompts)
+        for hook in hooks: hook.remove()
+        self.grad.zero_()
+        return called
 
     def stage(self, step: int) -> tuple[int, int]:
         "Points and active dimensions of a step: what decides the shape of the work."
@@ -406,11 +414,10 @@ class Stack:
 
     def reseed(self, step: int) -> None:
         "Set the streams of data and dropout of every member to a step. On a GPU the generators stay the same: graphs know them."
-        streams = "train", "dropout"
-        if self.device.type == "cpu" or not hasattr(self, "draws"):
-            self.draws = {stream: [Draws(member.seed, step, stream, self.device) for member in self.members] for stream in streams}
-        else:
-            for stream in streams:
+        for stream in ("train", "dropout"):
+            if self.device.type == "cpu" or stream not in self.draws:
+                self.draws[stream] = [Draws(member.seed, step, stream, self.device) for member in self.members]
+            else:
                 for member, draws in zip(self.members, self.draws[stream]): draws.rng.manual_seed(Draws.hashed(member.seed, step, stream))
 
     def draw(self, stage: tuple[int, int], batch_size: int | None = None) -> list[Prompt]:
@@ -419,18 +426,16 @@ class Stack:
 
     def leaves(self, group: list[int]) -> tuple[dict[str, Tensor], list[Tensor]]:
         "Parameters of a group of members by name, with a leading axis if they are several, and where their gradients belong."
-        rows = slice(group[0], group[-1] + 1)
-        parameters, targets = {}, []
+        rows, parameters, targets = slice(group[0], group[-1] + 1), {}, []
         for (name, p), place in zip(self.skeleton.named_parameters(), self.where):
             shape = (len(group), *p.shape) if len(group) > 1 else p.shape
-            source = self.rounded if name in self.weights else self.flat
-            parameters[name] = source[rows, place].detach().view(shape).requires_grad_()
-            targets.append(self.grad[rows, place].view(shape))
+            values, gradients = self.half if name in self.low else (self.flat, self.grad)
+            parameters[name] = values[rows, place].detach().view(shape).requires_grad_()
+            targets.append(gradients[rows, place].view(shape))
         return parameters, targets
 
     def differentiate(self, prompts: list[Prompt]) -> Tensor:  # (members,)
-        "The loss of every member on its batch; gradients are left in `grad`."
-        if self.half: self.rounded.copy_(self.flat)
+        "The loss of every member on its batch; gradients are left where Adam finds them."
         task, losses = self.config.task, []
 
         def loss_of_one(parameters: dict[str, Tensor], draws: Draws, *fields: Tensor) -> Tensor:
@@ -445,8 +450,8 @@ class Stack:
                         parameters, torch.arange(len(group), device=self.device), *map(torch.stack, zip(*prompts)))
             else: loss = loss_of_one(parameters, self.draws["dropout"][group[0]], *prompts[group[0]])
             gradients = torch.autograd.grad(loss.sum(), list(parameters.values()), materialize_grads=True)
-            for dtype in {gradient.dtype for gradient in gradients}:
-                pairs = [(target, gradient) for target, gradient in zip(targets, gradients) if gradient.dtype == dtype]
+            for dtype in {target.dtype for target in targets}:
+                pairs = [(target, gradient) for target, gradient in zip(targets, gradients) if target.dtype == dtype]
                 torch._foreach_copy_(*map(list, zip(*pairs)))
             losses.append(loss.detach().reshape(-1))
         return torch.cat(losses)
@@ -454,22 +459,19 @@ class Stack:
     def learn(self, prompts: list[Prompt]) -> Tensor:  # (members,)
         "Losses of the batches; every member takes its step of Adam."
         losses = self.differentiate(prompts)
-        if self.config.clip is not None:
-            norms = torch.linalg.vector_norm(self.grad, dim=1)
-            self.grad.mul_((self.config.clip / (norms + 1e-6)).clamp(max=1)[:, None])
-        for member in self.members: member.optimiser.step()
+        self.adam.step()
         return losses
 
     def record(self, stage: tuple[int, int]) -> None:
         "Record a step at that stage of the curriculum."
-        self.recorded = self.prompts = None  # frees the memory of the graph before
+        self.recorded = self.prompts = self.losses = None  # frees the memory of the graph before
         inside = self.config.task.replayable
         aside = torch.cuda.Stream(self.device)
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):  # libraries set themselves up outside of the recording
             for _ in range(2): self.differentiate(self.draw(stage))
+            if not inside: self.prompts = self.draw(stage)
         torch.cuda.current_stream(self.device).wait_stream(aside)
-        if not inside: self.prompts = self.draw(stage)
         graph = torch.cuda.CUDAGraph()
         for draws in (*self.draws["train"], *self.draws["dropout"]): graph.register_generator_state(draws.rng)
         with torch.cuda.graph(graph): self.losses = self.learn(self.draw(stage) if inside else self.prompts)
@@ -477,11 +479,7 @@ class Stack:
 
     def step(self, step: int) -> Tensor:  # (members,)
         "Train on the batches of that step; returns their losses, on a GPU valid until the next step."
-        factor = SCHEDULES[self.config.schedule](step / self.config.steps)
-        for member in self.members:
-            group, rate = member.optimiser.param_groups[0], member.lr * factor
-            if isinstance(group["lr"], Tensor): group["lr"].fill_(rate)
-            else: group["lr"] = rate
+        self.adam.at.fill_(step)
         stage = self.stage(step)
         if self.device.type == "cpu":
             self.reseed(step)
@@ -497,9 +495,11 @@ class Stack:
     def window(self, steps: range) -> Tensor:  # (members, steps), on the CPU
         "Train on the batches of those steps; returns their losses. The host looks at the device once, at the end."
         losses = self.flat.new_empty(len(self.members), len(steps))
+        if self.half: self.half[0].copy_(self.flat)  # a checkpoint may have been loaded
         with inner_precision(self.config.precision), in_order():
             for i, step in enumerate(steps): losses[:, i] = self.step(step)
-            return losses.cpu()
+        for member in self.members: member.optimiser.state[member.flat]["step"].fill_(steps.stop)
+        return losses.cpu()
 
 
 ENGINES["cuda"] = Stack

@@ -1,0 +1,133 @@
+"""What the kernels of iclrepro.fused must do, in whatever way they run here: test_fused.py calls it in Triton's interpreter, test_cuda.py on a GPU."""
+import torch
+import torch.nn.functional as F
+
+from iclrepro import fused
+from iclrepro.models import ARCHITECTURES, build_model, model_for, predict
+from iclrepro.prompts import Draws
+from iclrepro.tasks import Curriculum, LinearRegression
+from iclrepro.training import SideBySide, Stack, TrainConfig, Training
+
+
+def gradients(f, inputs, weights):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = f(*leaves)
+    total = sum((y.double() * w).sum() for y, w in zip(outputs, weights))
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(total, leaves, materialize_grads=True))
+
+
+def close(ours, theirs, tolerance): assert all((a.double() - b.double()).abs().max() <= tolerance * b.double().abs().max().clamp(min=1e-3) for a, b in zip(ours, theirs, strict=True))
+
+
+def add_norm(device, rows, width, with_delta, half):
+    draws = Draws(rows + width)
+    h, delta = (draws.normal(2, rows, width).to(device) * 3 + 1 for _ in range(2))
+    norm = torch.nn.LayerNorm(width, device=device)
+    weight, bias = draws.normal(width).to(device), draws.normal(width).to(device)
+    weights = [draws.normal(2, rows, width).to(device).double() for _ in range(2)]
+    dtype = torch.bfloat16 if half else torch.float32
+    delta = delta.to(dtype)
+
+    def ours(h, delta, weight, bias):
+        module = torch.nn.LayerNorm(width, device=device)
+        module.requires_grad_(False)
+        out = torch.func.functional_call(Call(lambda: fused.add_norm(fused.Pending(h, delta if with_delta else None), module, dtype), module), {"module.weight": weight, "module.bias": bias}, ())
+        return out
+
+    def theirs(h, delta, weight, bias):
+        s = h + delta if with_delta else h * 1
+        return s, F.layer_norm(s, (width,), weight, bias, norm.eps)
+
+    inputs = [h, delta, weight, bias]
+    exact = gradients(theirs, [x.double() for x in inputs], weights)
+    close(gradients(ours, inputs, weights), exact, 3e-2 if half else 2e-5)
+
+
+class Call(torch.nn.Module):
+    def __init__(self, call, module):
+        super().__init__()
+        self.call, self.module = call, module
+
+    def forward(self): return self.call()
+
+
+def column_sums(device, members, rows, columns, dtype):
+    x = Draws(rows).normal(members, rows, columns).to(device, dtype)
+    ours = fused.column_sums(x, torch.float32)
+    assert ours.shape == (members, columns)
+    close([ours], [x.double().sum(1)], 1e-5)
+    assert torch.equal(ours, fused.column_sums(x, torch.float32))
+
+
+def adam(device, members, size, clip, decay, half):
+    "Against torch's optimiser, member by member."
+    draws = Draws(size)
+    flat = draws.normal(members, size).to(device)
+    grad, rates = torch.zeros_like(flat), tuple(10.0 ** -(2 + i) for i in range(members))
+    rounded = (flat.bfloat16(), torch.zeros_like(flat).bfloat16()) if half else None
+    weights = [torch.nn.Parameter(row.clone()) for row in flat]
+    optimisers = [torch.optim.AdamW([w], lr=rate, weight_decay=decay) for w, rate in zip(weights, rates)]
+    factors = [0.5, 1.0, 0.25]
+    ours = fused.Adam(flat, grad, rates, factors, clip, decay, rounded)
+    for step, factor in enumerate(factors):
+        gradient = draws.normal(members, size).to(device) * torch.logspace(-3, 1, size, device=device)
+        if half:
+            rounded[1].copy_(gradient)
+            rounded[1][:, ::2] = 0
+            grad.copy_(gradient)
+            grad[:, 1::2] = 0
+            gradient = grad + rounded[1]
+        else: grad.copy_(gradient)
+        ours.at.fill_(step)
+        ours.step()
+        for w, g, optimiser, rate in zip(weights, gradient, optimisers, rates):
+            w.grad = g.clone()
+            if clip is not None: torch.nn.utils.clip_grad_norm_([w], clip)
+            optimiser.param_groups[0]["lr"] = rate * factor
+            optimiser.step()
+        for row, w, rate in zip(flat, weights, rates): assert (row - w).abs().max() <= 1e-3 * rate + 5e-7
+        if half: assert ((rounded[0].float() - flat).abs() <= 2**-7 * flat.abs()).all()  # the interpreter cuts off instead of rounding
+
+
+def equipped(device, model):
+    "A model that uses the kernels says what it said before, and has its gradients; stacked by vmap, too."
+    task = LinearRegression(3, 6)
+    prompt = type(task.sample(Draws(1), 2))(*(part.to(device) for part in task.sample(Draws(1), 2)))
+    found = []
+    for equip in (False, True):
+        net = build_model(model_for(task, model, "tiny", n_layers=1, d_model=16, n_heads=2), 0).to(device)
+        if equip: fused.equip(net)
+        prediction = predict(net, prompt)
+        task.loss(prediction, prompt).backward()
+        found.append([prediction.detach()] + [torch.zeros(1, device=device) if p.grad is None else p.grad for p in net.parameters()])
+    close(found[1], found[0], 2e-4)
+
+
+def stacked(device, model):
+    "A stack with the kernels trains as members alone do without them."
+    task = LinearRegression(3, 6)
+    net = model_for(task, model, "tiny", n_layers=1, d_model=16, n_heads=2)
+    for seeds in ((3,), (3, 7)):
+        config = TrainConfig(task, net, Curriculum.constant(task), 3, seeds, 4, 1e-3, clip=0.5, log_every=3)
+        losses = []
+        for engine in (SideBySide, Stack):
+            training = Training(config, device)
+            training.engine = engine(config, training.device)
+            training.advance()
+            losses.append(training.losses)
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+CASES = (
+    [(add_norm, rows, width, with_delta, half) for rows, width in ((1, 16), (7, 48), (33, 64)) for with_delta in (True, False) for half in (False, True)]
+    + [(column_sums, members, rows, columns, dtype) for members, rows, columns in ((1, 5, 3), (3, 70, 65)) for dtype in (torch.float32, torch.bfloat16)]
+    + [(adam, members, size, clip, decay, half) for members, size in ((1, 1500), (3, 70)) for clip, decay in ((None, 0.1), (0.5, 0.0), (1e9, 0.0)) for half in (False, True)]
+    + [(equipped, model) for model in ARCHITECTURES]
+    + [(stacked, model) for model in ("transformer", "s4_post", "rwkv")]
+)
+
+
+def run(device):
+    for case, *arguments in CASES:
+        case(device, *arguments)
+        print(case.__name__, *arguments, flush=True)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'scan_loop', 'linear_recurrence', 'scan_torch', 'conv_loop', 'conv_torch', 'Backend', 'find_backend',
-           'selective_scan', 'causal_conv1d', 'errors_against_loop']
+           'selective_scan', 'causal_conv1d', 'members_in_front', 'first_derivatives_only', 'errors_against_loop']
 
 # %% ../nbs/03_scan.ipynb #5010bf64
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 
@@ -19,6 +19,11 @@ from torch.nn import functional as F
 from .prompts import lookup
 
 # %% ../nbs/03_scan.ipynb #4610d449
+def _widened(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Numbers of 16 bits as float32, in which they are computed with; all else as it is."""
+    return [tensor.float() if tensor is not None and tensor.dtype.itemsize == 2 else tensor for tensor in tensors]
+
+
 def _step_size(dt: Tensor, dt_bias: Tensor | None, softplus: bool) -> Tensor:
     """Delta, how long each token is held: (batch, length, channels)."""
     dt = dt if dt_bias is None else dt + dt_bias
@@ -43,6 +48,8 @@ def scan_loop(
     softplus: bool = True,
 ) -> Tensor:  # (batch, length, channels)
     """The selective scan as a loop over time: the definition (Gu & Dao 2023, equation 2 and algorithm 2)."""
+    dtype = u.dtype
+    u, dt, A, B, C, D, z, dt_bias = _widened(u, dt, A, B, C, D, z, dt_bias)
     delta = _step_size(dt, dt_bias, softplus)
     h = u.new_zeros(u.shape[0], *A.shape)
     y = []
@@ -50,7 +57,7 @@ def scan_loop(
         decay = torch.exp(delta[:, t, :, None] * A)
         h = decay * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, None]
         y.append((h * C[:, t, None]).sum(-1))
-    return _skip_and_gate(torch.stack(y, 1), u, D, z)
+    return _skip_and_gate(torch.stack(y, 1), u, D, z).to(dtype)
 
 # %% ../nbs/03_scan.ipynb #b4134bc5
 def linear_recurrence(
@@ -81,10 +88,12 @@ def scan_torch(
     softplus: bool = True,
 ) -> Tensor:  # (batch, length, channels)
     """`scan_loop` in whole-tensor operations; memory grows as batch x length x channels x states."""
+    dtype = u.dtype
+    u, dt, A, B, C, D, z, dt_bias = _widened(u, dt, A, B, C, D, z, dt_bias)
     delta = _step_size(dt, dt_bias, softplus)
     decay = torch.exp(delta[..., None] * A)
     h = linear_recurrence(decay, (delta * u)[..., None] * B[:, :, None])
-    return _skip_and_gate((h * C[:, :, None]).sum(-1), u, D, z)
+    return _skip_and_gate((h * C[:, :, None]).sum(-1), u, D, z).to(dtype)
 
 # %% ../nbs/03_scan.ipynb #34280d38
 def conv_loop(
@@ -94,14 +103,15 @@ def conv_loop(
     silu: bool = True,
 ) -> Tensor:  # (batch, length, channels)
     """The causal depthwise convolution as a loop over time: the definition."""
-    width = weight.shape[1]
+    dtype, width = x.dtype, weight.shape[1]
+    x, weight, bias = _widened(x, weight, bias)
     y = []
     for t in range(x.shape[1]):
         seen = x[:, max(0, t - width + 1) : t + 1]
         taps = weight[:, width - seen.shape[1] :].T
         y.append((seen * taps).sum(1))
     y = torch.stack(y, 1) if bias is None else torch.stack(y, 1) + bias
-    return F.silu(y) if silu else y
+    return (F.silu(y) if silu else y).to(dtype)
 
 
 def conv_torch(
@@ -111,11 +121,12 @@ def conv_torch(
     silu: bool = True,
 ) -> Tensor:  # (batch, length, channels)
     """`conv_loop` as one shifted product a tap, with no loop over time."""
-    length, width = x.shape[1], weight.shape[1]
+    dtype, length, width = x.dtype, x.shape[1], weight.shape[1]
+    x, weight, bias = _widened(x, weight, bias)
     padded = F.pad(x, (0, 0, width - 1, 0))
     y = sum(padded[:, k : k + length] * weight[:, k] for k in range(width))
     y = y if bias is None else y + bias
-    return F.silu(y) if silu else y
+    return (F.silu(y) if silu else y).to(dtype)
 
 # %% ../nbs/03_scan.ipynb #ad88c61b
 @dataclass(frozen=True)
@@ -125,24 +136,41 @@ class Backend:
     scan: str  # "module:function", called as scan_loop is
     conv: str  # "module:function", called as conv_loop is
     devices: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: tuple[torch.dtype, ...]  # of the activations
     needs: str = ""  # a package that may be missing
+    sizes: dict[str, tuple[int, ...] | range] = field(default_factory=dict)  # an axis -> the sizes it may have; default: any
+    capability: tuple[int, int] = (0, 0)  # the least that a GPU must have
 
-    def refusal(self, like: Tensor) -> str:
-        """Why this backend cannot serve tensors such as `like`; empty if it can."""
+    def refusal(self, like: Tensor, **sizes: int) -> str:
+        """Why this backend cannot serve tensors such as `like`, with these sizes of axes; empty if it can."""
         if like.device.type not in self.devices:
             return f"runs on {' or '.join(self.devices)}, not on {like.device.type}"
         if like.dtype not in self.dtypes:
             return f"takes {' or '.join(map(str, self.dtypes))}, not {like.dtype}"
+        for axis, allowed in self.sizes.items():
+            if axis in sizes and sizes[axis] not in allowed:
+                said = f"a multiple of {allowed.step}" if isinstance(allowed, range) else " or ".join(map(str, allowed))
+                return f"takes {axis} = {said}, not {sizes[axis]}"
+        if like.is_cuda and (has := torch.cuda.get_device_capability(like.device)) < self.capability:
+            return f"needs a GPU of compute capability {_dotted(self.capability)} or more, not {_dotted(has)}"
         try:
             import_module(self.needs or "torch")
         except ImportError:
-            return f"needs the package {self.needs}, which cannot be imported: pip install {self.needs}"
+            return f"needs the package {self.needs}, which cannot be imported: pip install {self.needs.replace('.', '-')}"
         return ""
 
 
-_FLOATS = (torch.float32, torch.float64)
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16)
+_CUDA_SIZES = {"channels": range(32, 2**31, 32), "states": (16,), "width": (4,)}
 BACKENDS = {
+    "cuda": Backend(
+        "iclrepro.scan_cuda:scan_cuda", "iclrepro.scan_cuda:conv_cuda", ("cuda",), (torch.float32, torch.bfloat16),
+        "cuda.bindings", _CUDA_SIZES, (8, 0),
+    ),
     "numba": Backend("iclrepro.scan_numba:scan_numba", "iclrepro.scan_numba:conv_numba", ("cpu",), _FLOATS[:1], "numba"),
     "torch": Backend(f"{__name__}:scan_torch", f"{__name__}:conv_torch", ("cpu", "cuda"), _FLOATS),
     "loop": Backend(f"{__name__}:scan_loop", f"{__name__}:conv_loop", ("cpu", "cuda"), _FLOATS),
@@ -152,25 +180,26 @@ BACKENDS = {
 def find_backend(
     name: str,  # a key of BACKENDS, or "auto"
     like: Tensor,  # device and dtype to serve
+    **sizes: int,  # of axes, such as channels = 256
 ) -> str:
     """The name of the backend to use: `name` itself, or for "auto" the first of BACKENDS that serves `like`.
 
     Raises ValueError for an unknown name and for a backend that cannot serve `like`, saying why and what can.
     """
     lookup({"auto": "the first that serves", **BACKENDS}, name, "backend")
-    refusals = {key: BACKENDS[key].refusal(like) for key in (BACKENDS if name == "auto" else [name])}
+    refusals = {key: BACKENDS[key].refusal(like, **sizes) for key in (BACKENDS if name == "auto" else [name])}
     for key, refusal in refusals.items():
         if not refusal:
             return key
     reasons = "; ".join(f"backend {key!r} {refusal}" for key, refusal in refusals.items())
-    usable = [key for key in BACKENDS if not BACKENDS[key].refusal(like)]
+    usable = [key for key in BACKENDS if not BACKENDS[key].refusal(like, **sizes)]
     advice = f"usable here: {', '.join(usable)}, or auto" if usable else "convert the tensors first"
     raise ValueError(f"{reasons} ({advice})")
 
 
-def _function(kind: str, name: str, like: Tensor) -> Callable[..., Tensor]:
+def _function(kind: str, name: str, like: Tensor, sizes: dict[str, int]) -> Callable[..., Tensor]:
     """The "scan" or "conv" function of a backend, imported on demand."""
-    module, function = getattr(BACKENDS[find_backend(name, like)], kind).split(":")
+    module, function = getattr(BACKENDS[find_backend(name, like, **sizes)], kind).split(":")
     return getattr(import_module(module), function)
 
 # %% ../nbs/03_scan.ipynb #0ec0b7ae
@@ -182,8 +211,8 @@ _SCAN_AXES = {
 _CONV_AXES = {"x": "batch length channels", "weight": "channels width", "bias": "channels"}
 
 
-def _check(axes: dict[str, str], **tensors: Tensor | None) -> None:
-    """Raise ValueError unless the tensors agree in shape, device and dtype."""
+def _check(axes: dict[str, str], **tensors: Tensor | None) -> dict[str, int]:
+    """The sizes of the axes; raises ValueError unless the tensors agree in shape, device and dtype."""
     sizes: dict[str, int] = {}
     first = next(iter(tensors))
     for name, tensor in tensors.items():
@@ -197,9 +226,11 @@ def _check(axes: dict[str, str], **tensors: Tensor | None) -> None:
         if 0 in [sizes[n] for n in names if n != "batch"]:
             raise ValueError(f"{name} has shape {shape}: only batch may be 0, {expected}")
         kind, wanted = (tensor.dtype, tensor.device), (tensors[first].dtype, tensors[first].device)
-        if kind != wanted:
+        beside = "batch" not in names and wanted[0] == torch.bfloat16 and kind == (torch.float32, wanted[1])
+        if kind != wanted and not beside:
             there = f"{first} is {wanted[0]} on {wanted[1]}"
             raise ValueError(f"{name} is {kind[0]} on {kind[1]} but {there}: convert one of them")
+    return sizes
 
 # %% ../nbs/03_scan.ipynb #ee15556f
 def selective_scan(
@@ -214,12 +245,12 @@ def selective_scan(
     softplus: bool = True,
     backend: str = "auto",  # a key of BACKENDS
 ) -> Tensor:  # (batch, length, channels)
-    """The selective scan of `scan_loop`, by the fastest backend that can or by the one named.
+    """The selective scan of `scan_loop`, by the fastest backend that can or by the one named; under `torch.vmap`, of many members.
 
     Raises ValueError for shapes, dtypes or devices that disagree, and as `find_backend` does.
     """
-    _check(_SCAN_AXES, u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
-    return _function("scan", backend, u)(u, dt, A, B, C, D, z, dt_bias, softplus)
+    sizes = _check(_SCAN_AXES, u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias)
+    return _function("scan", backend, u, sizes)(u, dt, A, B, C, D, z, dt_bias, softplus)
 
 
 def causal_conv1d(
@@ -230,15 +261,30 @@ def causal_conv1d(
     backend: str = "auto",  # a key of BACKENDS
 ) -> Tensor:  # (batch, length, channels)
     """The convolution of `conv_loop`, by the fastest backend that can or by the one named; raises as `selective_scan`."""
-    _check(_CONV_AXES, x=x, weight=weight, bias=bias)
-    return _function("conv", backend, x)(x, weight, bias, silu)
+    sizes = _check(_CONV_AXES, x=x, weight=weight, bias=bias)
+    return _function("conv", backend, x, sizes)(x, weight, bias, silu)
+
+# %% ../nbs/03_scan.ipynb #787864b7
+def members_in_front(members: int, axes: tuple, inputs: tuple) -> list:
+    """Inputs of a function under torch.vmap, tensors with the members' axis in front, expanded where they have none."""
+    return [
+        x if not isinstance(x, Tensor) else x.expand(members, *x.shape) if axis is None else x.movedim(axis, 0)
+        for axis, x in zip(axes, inputs)
+    ]
+
+
+def first_derivatives_only(kernels: str) -> None:
+    """Raise RuntimeError in a backward pass that is itself recorded, as under create_graph=True."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"the {kernels} kernels have first derivatives only: use backend='torch' with create_graph=True")
 
 # %% ../nbs/03_scan.ipynb #4eec66bd
-def _values(function: Callable[..., Tensor], tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The output of a function of tensors, computed in a dtype, and the gradients of a fixed weighted sum of it."""
-    leaves = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in tensors.items()}
+def _values(function: Callable[..., Tensor], tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The output of a function of tensors, converted if a dtype is given, and the gradients of a fixed weighted sum of it."""
+    given = next(iter(tensors.values())).dtype
+    leaves = {name: tensor.detach().to(dtype or tensor.dtype).requires_grad_() for name, tensor in tensors.items()}
     out = function(**leaves)
-    weights = torch.cos(torch.arange(out.numel(), dtype=torch.float64, device=out.device)).to(dtype).view_as(out)
+    weights = torch.cos(torch.arange(out.numel(), dtype=torch.float64, device=out.device)).to(given).to(out.dtype).view_as(out)
     gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()), materialize_grads=True)
     return {"output": out.detach(), **dict(zip(leaves, gradients))}
 
@@ -248,10 +294,9 @@ def errors_against_loop(
     tensors: dict[str, Tensor],  # its tensor arguments by name
     **options: bool,  # softplus, or silu
 ) -> dict[str, float]:  # "output" and each tensor's name -> error relative to the largest value
-    """How far a function, in the dtype of `tensors`, is from the float64 loop: output and every gradient; inf for NaN."""
+    """How far a function, in the dtypes of `tensors`, is from the float64 loop: output and every gradient; inf for NaN."""
     loop = conv_loop if "weight" in tensors else scan_loop
-    dtype = next(iter(tensors.values())).dtype
-    got = _values(partial(function, **options), tensors, dtype)
+    got = _values(partial(function, **options), tensors, None)
     true = _values(partial(loop, **options), tensors, torch.float64)
     smallest = torch.finfo(torch.float64).tiny
     errors = {n: (got[n] - true[n]).abs().max() / true[n].abs().max().clamp(min=smallest) for n in true}

@@ -1,0 +1,134 @@
+// Enough of CUDA to run our kernels on a CPU: a thread is a fiber, the threads of a block take turns at every barrier.
+//
+// Two choices of the machine are left to the caller, because a kernel must not depend on them: in which order the threads
+// of a block run between two barriers, and whether an asynchronous copy happens at once or as late as it may.
+#pragma once
+#include <csetjmp>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <ucontext.h>
+#include <vector>
+
+#define EMULATED
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct uint4 { unsigned x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+inline int min(int a, int b) { return a < b ? a : b; }
+
+namespace emulator {
+struct Copy { void* to; const void* from; bool wanted; };
+struct Fiber {
+    jmp_buf at;
+    ucontext_t begin;
+    char* stack;
+    bool started, done;
+    int turn;                                 // which of the two slots its next shuffle uses
+    std::vector<std::vector<Copy>> groups;    // of copies on their way, the last one still open
+};
+struct Barrier { int waiting = 0, passed = 0; };
+
+constexpr size_t STACK = 256 * 1024, MARGIN = 4096;
+constexpr unsigned char POISON = 0xff;        // four of them are a NaN
+std::vector<Fiber> fibers;
+std::vector<Barrier> warps;
+Barrier block;
+std::vector<float> slots;
+std::function<void()> kernel;
+jmp_buf scheduler;
+int current;
+bool late;
+char* shared;
+struct Index { unsigned x; } thread, grid, size;
+
+inline void give_way() { if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1); }
+inline void meet(Barrier& barrier, int members) {
+    const int seen = barrier.passed;
+    if (++barrier.waiting == members) { barrier.waiting = 0; barrier.passed++; }
+    else while (barrier.passed == seen) give_way();
+}
+inline void meet_warp() { meet(warps[current / 32], 32); }
+inline void perform(const Copy& copy) { if (copy.wanted) memcpy(copy.to, copy.from, 16); else memset(copy.to, 0, 16); }
+inline void body() { kernel(); fibers[current].done = true; _longjmp(scheduler, 1); }
+
+// Returns 0, or 1 if a block wrote beyond its shared memory.
+template <class Kernel> int run(int blocks, int threads, int bytes, bool reversed, bool copies_are_late, Kernel call) {
+    kernel = call; late = copies_are_late; size = {(unsigned)threads};
+    fibers.clear(); fibers.resize(threads); slots.assign(2 * threads, 0.f);
+    for (Fiber& fiber : fibers) fiber.stack = (char*)malloc(STACK);
+    shared = (char*)aligned_alloc(128, (bytes + MARGIN + 127) / 128 * 128);
+    int broken = 0;
+    for (int b = 0; b < blocks; b++) {
+        memset(shared, POISON, bytes + MARGIN);
+        warps.assign((threads + 31) / 32, Barrier()); block = Barrier(); grid = {(unsigned)b};
+        for (Fiber& fiber : fibers) {
+            fiber.started = fiber.done = false; fiber.turn = 0; fiber.groups.assign(1, {});
+            getcontext(&fiber.begin);
+            fiber.begin.uc_stack.ss_sp = fiber.stack; fiber.begin.uc_stack.ss_size = STACK; fiber.begin.uc_link = nullptr;
+            makecontext(&fiber.begin, body, 0);
+        }
+        for (volatile int left = threads; left > 0;)
+            for (volatile int i = 0; i < threads; i++) {
+                current = reversed ? threads - 1 - i : i;
+                if (fibers[current].done) continue;
+                thread = {(unsigned)current};
+                if (!_setjmp(scheduler)) {
+                    if (fibers[current].started) _longjmp(fibers[current].at, 1);
+                    fibers[current].started = true;
+                    setcontext(&fibers[current].begin);
+                }
+                if (fibers[current].done) left = left - 1;
+            }
+        for (size_t i = 0; i < MARGIN; i++) broken |= (unsigned char)shared[bytes + i] != POISON;
+    }
+    for (Fiber& fiber : fibers) free(fiber.stack);
+    free(shared);
+    return broken;
+}
+}  // namespace emulator
+
+#define threadIdx emulator::thread
+#define blockIdx emulator::grid
+#define blockDim emulator::size
+
+inline void __syncthreads() { emulator::meet(emulator::block, (int)emulator::fibers.size()); }
+inline void __syncwarp() { emulator::meet_warp(); }
+inline float __shfl_xor_sync(unsigned, float v, int bits) {
+    using namespace emulator;
+    Fiber& me = fibers[current];
+    float* slot = slots.data() + (me.turn ^= 1) * fibers.size();
+    slot[current] = v;
+    meet_warp();
+    return slot[current ^ bits];
+}
+
+inline float pow2(float x) { return exp2f(x); }
+inline float inverse(float x) { return 1.f / x; }
+inline unsigned short to_bfloat16(float x) {  // to the nearest, ties to even
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fff;
+    return (unsigned short)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline void copy_16_bytes(void* to, const void* from, bool wanted) {
+    using namespace emulator;
+    if (late) fibers[current].groups.back().push_back({to, from, wanted}); else perform({to, from, wanted});
+}
+inline void close_group() { emulator::fibers[emulator::current].groups.push_back({}); }
+template <int newest> void wait_for_all_but() {
+    auto& groups = emulator::fibers[emulator::current].groups;  // the open one is not waited for
+    const int arrived = (int)groups.size() - 1 - newest;
+    for (int g = 0; g < arrived; g++) for (auto& copy : groups[g]) emulator::perform(copy);
+    if (arrived > 0) groups.erase(groups.begin(), groups.begin() + arrived);
+}
+inline char* shared_memory() { return emulator::shared; }

@@ -1,6 +1,7 @@
 """On a GPU: every task samples there and from the same distribution, every model and baseline says what it says on a CPU."""
 from dataclasses import replace
 
+import fused_cases
 import pytest
 import torch
 
@@ -161,3 +162,12 @@ def test_a_shift_is_examined_on_the_gpu(shift):
     net = build_model(model_for(task, "mambaformer", "tiny", n_layers=1, d_model=32), 0).to("cuda")
     scores = take(Exam(shift, task.n_points, n_prompts=8, batch_size=4), task, as_examinee(net), "cuda")
     assert scores.shape[0] == 8 and not scores.isinf().any()
+
+
+@pytest.mark.parametrize("case", fused_cases.CASES, ids=lambda case: "-".join(str(getattr(part, "__name__", part)) for part in case))
+def test_a_fused_kernel_does_what_it_must(case): case[0]("cuda", *case[1:])
+
+
+@pytest.mark.parametrize("case", [(fused_cases.add_norm, 5184, 256, True, True), (fused_cases.add_norm, 5184, 256, True, False), (fused_cases.column_sums, 4, 5184, 1024, torch.bfloat16),
+                                  (fused_cases.adam, 4, 1_000_000, 0.5, 0.0, True), (fused_cases.adam, 1, 10_000_000, 0.5, 0.1, False)], ids=str)
+def test_a_fused_kernel_does_what_it_must_at_full_size(case): case[0]("cuda", *case[1:])

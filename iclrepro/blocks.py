@@ -187,6 +187,10 @@ class Mamba(Block):
         d_inner, d_conv = self.conv_weight.shape
         return super().flops(length) + length * d_inner * (2 * d_conv + 9 * self.d_state + 2)
 
+# %% ../nbs/04a_state_space.ipynb #58f3a67c
+from .diagonal_cuda import diagonal_cuda
+from .scan import BACKENDS
+
 # %% ../nbs/04a_state_space.ipynb #c7d6dfd3
 def s4d_loop(
     u: Tensor,       # (batch, length, channels)
@@ -221,7 +225,7 @@ def s4d_kernel(
     return (weight.real.to(C.dtype) @ (damping * phase.cos()) - weight.imag.to(C.dtype) @ (damping * phase.sin())).squeeze(1)
 
 # %% ../nbs/04a_state_space.ipynb #0e734c34
-DIRECT_UP_TO = 256  # tokens; beyond, and always on a GPU, the FFT
+DIRECT_UP_TO = 256  # tokens; beyond, and on a GPU without kernels of our own, the FFT
 
 
 def convolve_direct(
@@ -275,8 +279,10 @@ class DiagonalSSM(nn.Module):
     def forward(
         self, u: Tensor,  # (batch, length, channels)
     ) -> Tensor:          # (batch, length, channels)
+        if u.is_cuda and not BACKENDS["cuda"].refusal(u): return diagonal_cuda(u, self.log_dt, self.A_log, self.A_imag, self.C, self.D)
         direct = u.device.type == "cpu" and u.shape[1] <= DIRECT_UP_TO
-        return (convolve_direct if direct else convolve_fft)(u, self.kernel(u.shape[1])) + self.D * u
+        exact = u if u.dtype == torch.float64 else u.float()  # under autocast it may come in bfloat16
+        return ((convolve_direct if direct else convolve_fft)(exact, self.kernel(u.shape[1])) + self.D * exact).to(u.dtype)
 
     def flops(self, length: int) -> int:
         """Operations for one sequence by FFT: 5 n log2 n for each of two transforms of n = 2 length, 6 a product of spectra, 2 a skip.

@@ -56,16 +56,23 @@ _horner([1.0, -0.5, 0.25], "e")
 
 # %% ../nbs/03d_scan_cuda.ipynb #3da3ae8f
 _NUMBERS = r"""
-constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+constexpr float LOG2E = 1.44269504f;
 DEVICE float number(float x) { return x; }
 DEVICE float number(unsigned short bits) { return __uint_as_float((unsigned)bits << 16); }
 DEVICE void put(float* to, float x) { *to = x; }
 DEVICE void put(unsigned short* to, float x) { *to = to_bfloat16(x); }
 DEVICE float sigmoid(float x) { return inverse(1.f + pow2(-LOG2E * x)); }
-DEVICE float step_size(float x, float e) {  // e = exp(-|x|)
-    return SOFTPLUS ? fmaxf(x, 0.f) + e * (LOG1P_QUOTIENT) : x;
-}
-DEVICE float exp_of_minus_size(float x) { return SOFTPLUS ? pow2(-LOG2E * fabsf(x)) : 0.f; }
+"""
+
+
+@lru_cache(maxsize=None)
+def _steps(dtype: torch.dtype) -> str:
+    """C++ of softplus; e is exp(-|x|), which its derivative uses too."""
+    return f"""
+DEVICE float exp_of_minus_size(float x) {{ return SOFTPLUS ? pow2(-LOG2E * fabsf(x)) : 0.f; }}
+DEVICE float step_size(float x, float e) {{
+    return SOFTPLUS ? fmaxf(x, 0.f) + e * {_horner(_polynomial(dtype), "e")} : x;
+}}
 """
 
 # %% ../nbs/03d_scan_cuda.ipynb #3ce3e200
@@ -136,7 +143,7 @@ _FORWARD = r"""
 struct Forward {
     const IO *u, *dt, *z, *B, *C;
     const float *A, *D, *dt_bias;         // D, dt_bias: zero if null
-    IO *out, *y;                          // y, kept: not written if kept is null
+    IO *out, *y;                          // y, kept: written if KEEP
     float *kept;                          // (row, chunk, warp of channels, 512)
     int u_row, dt_row, z_row, B_row, C_row;  // numbers from one token to the next
     int length, batch, segment;           // rows of a member; tokens whose B and C are shared at a time, a multiple of 16
@@ -144,25 +151,24 @@ struct Forward {
 
 // At most 255 registers with two blocks of four warps on a multiprocessor; about half of them are used.
 extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_forward(const Forward p) {
-    constexpr int STAGES = 3, SLABS = GATED ? 3 : 2, STAGE = SLABS * SLAB;
+    constexpr int STAGES = 4, SLABS = GATED ? 3 : 2, STAGE = SLABS * SLAB;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, j = lane % 4, flip = quad % 4;
     const int row = blockIdx.x / BLOCKS, member = row / p.batch, first = (blockIdx.x % BLOCKS) * THREADS + warp * 32, channel = first + lane;
     float* BC = (float*)shared_memory();
     char* ring = (char*)(BC + p.segment * 32) + warp * STAGES * STAGE;
 
-    const long long tokens = (long long)row * p.length;  // before this row
-    int asked = lane / (32 / ROWS), into = 0;             // the token and stage that this lane asks for next
+    const int tokens = row * p.length;                    // before this row
+    int asked = lane / (32 / ROWS);                       // the token that this lane asks for next
     const int part = first + lane % (32 / ROWS) * (16 / (int)sizeof(IO));
-    const IO *u_at = p.u + (tokens + asked) * p.u_row + part, *dt_at = p.dt + (tokens + asked) * p.dt_row + part;
-    const IO *z_at = GATED ? p.z + (tokens + asked) * p.z_row + part : 0;
+    auto stage = [&](unsigned t) { return ring + t / ROWS % STAGES * STAGE; };
+    auto copy = [&](int slab, const IO* tensor, int step) {
+        copy_16_bytes(stage(asked) + slab * SLAB + lane * 16, tensor + (long long)(tokens + asked) * step + part, asked < p.length);
+    };
     auto ask = [&]() {
-        char* to = ring + into * STAGE + lane * 16;
-        const bool there = asked < p.length;
-        copy_16_bytes(to, u_at, there);
-        copy_16_bytes(to + SLAB, dt_at, there);
-        if (GATED) copy_16_bytes(to + 2 * SLAB, z_at, there);
-        u_at += ROWS * p.u_row; dt_at += ROWS * p.dt_row; z_at += GATED ? ROWS * p.z_row : 0;
-        asked += ROWS; into = into == STAGES - 1 ? 0 : into + 1;
+        copy(0, p.u, p.u_row);
+        copy(1, p.dt, p.dt_row);
+        if (GATED) copy(2, p.z, p.z_row);
+        asked += ROWS;
     };
     #pragma unroll
     for (int n = 0; n < STAGES - 1; n++) { ask(); close_group(); }
@@ -176,28 +182,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_forward(co
         for (int s = 0; s < 4; s++) h[c][s] = 0.f;
     const int chunks = (p.length + CHUNK - 1) / CHUNK;
     float* keep = p.kept + ((long long)row * chunks * (CHANNELS / 32) + first / 32) * 512 + lane * 4;
-    IO *out = p.out + tokens * CHANNELS + channel, *y_out = p.y + tokens * CHANNELS + channel;
-    const IO* own = 0;
-    int from = 0;
+    IO *out = p.out + (long long)tokens * CHANNELS + channel, *y_out = p.y + (long long)tokens * CHANNELS + channel;
 
     for (int begin = 0; begin < p.length; begin += p.segment) {
         const int end = min(p.length, begin + p.segment);
         if (begin > 0) __syncthreads();
-        share_tokens(BC, p.B + (tokens + begin) * p.B_row, p.C + (tokens + begin) * p.C_row, p.B_row, p.C_row, (end - begin + 3) / 4 * 4, end - begin);
+        share_tokens(BC, p.B + (long long)(tokens + begin) * p.B_row, p.C + (long long)(tokens + begin) * p.C_row, p.B_row, p.C_row, (end - begin + 3) / 4 * 4, end - begin);
         __syncthreads();
         const float* write[4];  // B of state s at the present token; C is 16 numbers further
         #pragma unroll
         for (int s = 0; s < 4; s++) write[s] = BC + 4 * j + (s ^ flip);
         #pragma unroll 1
         for (int t = begin; t < end; t += CHUNK) {
-            if (t % ROWS == 0) {
+            if ((unsigned)t % ROWS == 0) {
                 wait_for_all_but<STAGES - 2>();
                 __syncwarp();  // all lanes' copies have arrived, and all lanes are done with the stage that is asked for next
                 if (t + (STAGES - 1) * ROWS < p.length) ask();
                 close_group();
-                own = (const IO*)(ring + from * STAGE) + lane;
-                from = from == STAGES - 1 ? 0 : from + 1;
             }
+            const IO* own = (const IO*)stage(t) + (unsigned)t % ROWS * 32 + lane;
             float u[CHUNK], delta[CHUNK], drive[CHUNK], z[CHUNK], y[CHUNK];
             #pragma unroll
             for (int k = 0; k < CHUNK; k++) {
@@ -207,8 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_forward(co
                 drive[k] = delta[k] * u[k];
                 z[k] = GATED ? number(own[2 * SLAB / sizeof(IO) + 32 * k]) : 0.f;
             }
-            own += 32 * CHUNK;
-            if (p.kept) {
+            if (KEEP) {
                 #pragma unroll
                 for (int c = 0; c < 4; c++) store_four(keep + 128 * c, h[c]);
                 keep += CHANNELS * 16;
@@ -234,10 +236,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_forward(co
             #pragma unroll
             for (int k = 0; k < CHUNK; k++) {
                 y[k] = fmaf(D, u[k], y[k]);
-                if (t + k < end) {
-                    put(out + k * CHANNELS, GATED ? y[k] * z[k] * sigmoid(z[k]) : y[k]);
-                    if (GATED && p.kept) put(y_out + k * CHANNELS, y[k]);
-                }
+                const float gated = GATED ? y[k] * z[k] * sigmoid(z[k]) : y[k];
+                if (k < end - t) put(out + k * CHANNELS, gated);
+                if (KEEP && GATED && k < end - t) put(y_out + k * CHANNELS, y[k]);
             }
             out += CHUNK * CHANNELS; y_out += CHUNK * CHANNELS;
         }
@@ -252,15 +253,11 @@ def _channel_warps(channels: int) -> int:
 
 
 @lru_cache(maxsize=None)
-def _source(pieces: tuple[str, ...], dtype: torch.dtype, channels: int, gated: bool = False, softplus: bool = False) -> str:
-    """C++ of some pieces, with the constants that they are compiled for."""
+def _source(pieces: tuple[str, ...], dtype: torch.dtype, **constants: int) -> str:
+    """C++ of some pieces, with the dtype and the constants that it is compiled for."""
     io = {torch.float32: "float", torch.bfloat16: "unsigned short"}[dtype]
-    constants = f"""typedef {io} IO;
-constexpr int CHANNELS = {channels}, WARPS = {_channel_warps(channels)};
-constexpr bool GATED = {str(gated).lower()}, SOFTPLUS = {str(softplus).lower()};
-#define LOG1P_QUOTIENT {_horner(_polynomial(dtype), "e")}
-"""
-    return constants + "".join(pieces)
+    lines = [f"typedef {io} IO;", *(f"constexpr int {name} = {int(value)};" for name, value in constants.items())]
+    return "\n".join([*lines, *pieces])
 
 # %% ../nbs/03d_scan_cuda.ipynb #0028f86f
 def _rows(x: Tensor) -> tuple[Tensor, int]:
@@ -287,7 +284,10 @@ def _segment(length: int, fixed: int, device: torch.device) -> tuple[int, int]:
     return segment, fixed + segment * token
 
 
-_SCAN_FORWARD = (_MACHINE, _NUMBERS, _LANES, _STAGING, _FORWARD)
+def _scan_source(dtype: torch.dtype, channels: int, last: tuple[str, ...], **switches: bool) -> str:
+    """C++ of the scan one way or the other: what both need and the last pieces."""
+    pieces = _MACHINE, _NUMBERS, _steps(dtype), _LANES, _STAGING, *last
+    return _source(pieces, dtype, CHANNELS=channels, WARPS=_channel_warps(channels), **switches)
 
 
 def _scan_forward(u, dt, A, B, C, D, z, dt_bias, softplus: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,9 +298,9 @@ def _scan_forward(u, dt, A, B, C, D, z, dt_bias, softplus: bool, keep: bool) -> 
     out = u.new_empty(u.shape)
     y = u.new_empty(u.shape if keep and z is not None else (batch, 0))
     rows, steps = zip(*(_rows(x) for x in (u, dt, u if z is None else z, B, C)))
-    segment, shared = _segment(length, warps * 3 * (2 if z is None else 3) * 512, u.device)
+    segment, shared = _segment(length, warps * 4 * (2 if z is None else 3) * 512, u.device)
     tensors = [*rows, _vector(A), _vector(D), _vector(dt_bias), out, y, kept if keep else None]
-    source = _source(_SCAN_FORWARD, u.dtype, channels, z is not None, softplus)
+    source = _scan_source(u.dtype, channels, (_FORWARD,), GATED=z is not None, SOFTPLUS=softplus, KEEP=keep)
     launch(source, "scan_forward", batch * (channels // (32 * warps)), 32 * warps, shared, tensors, [*steps, length, max(1, batch // members), segment])
     return out, y, kept
 
@@ -345,6 +345,7 @@ def scan_cuda(
 
 # %% ../nbs/03da_scan_cuda_backward.ipynb #0cea5617
 _BACKWARD_LANES = r"""
+constexpr float LN2 = 0.693147181f;
 DEVICE float step_slope(float x, float e) {  // the derivative of step_size: the logistic function
     if (!SOFTPLUS) return 1.f;
     const float smaller = inverse(1.f + e);
@@ -378,29 +379,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
     float *BC = (float*)shared_memory(), *sums = BC + p.segment * 32;  // sums: (warp, TOGETHER, 32)
     char* ring = (char*)(sums + WARPS * TOGETHER * 32) + warp * STAGES * STAGE;
 
-    const long long tokens = (long long)row * p.length;
-    const int chunks = (p.length + CHUNK - 1) / CHUNK, last = (p.length - 1) / ROWS * ROWS;
-    int asked = last, into = 0;  // the first token of the stage that is asked for next, and where it goes
+    const int tokens = row * p.length, chunks = (p.length + CHUNK - 1) / CHUNK;
+    int asked = (p.length - 1) / ROWS * ROWS;  // the first token of the stage that is asked for next
     const int my = lane / (32 / ROWS), part = first + lane % (32 / ROWS) * (16 / (int)sizeof(IO));
-    const IO *u_at = p.u + (tokens + last + my) * p.u_row + part, *dt_at = p.dt + (tokens + last + my) * p.dt_row + part;
-    const IO *g_at = p.g_out + (tokens + last + my) * p.g_out_row + part;
-    const IO *z_at = GATED ? p.z + (tokens + last + my) * p.z_row + part : 0, *y_at = GATED ? p.y + (tokens + last + my) * CHANNELS + part : 0;
-    const float* kept_at = p.kept + (((long long)row * chunks + last / CHUNK) * (CHANNELS / 32) + first / 32) * 512 + lane * 4;
+    auto stage = [&](unsigned t) { return ring + t / ROWS % STAGES * STAGE; };
+    auto copy = [&](int slab, const IO* tensor, int step) {
+        copy_16_bytes(stage(asked) + slab * SLAB + lane * 16, tensor + (long long)(tokens + asked + my) * step + part, asked + my < p.length);
+    };
     auto ask = [&]() {
-        char* to = ring + into * STAGE + lane * 16;
-        const bool there = asked + my < p.length;
-        copy_16_bytes(to, u_at, there);
-        copy_16_bytes(to + SLAB, dt_at, there);
-        copy_16_bytes(to + 2 * SLAB, g_at, there);
-        if (GATED) { copy_16_bytes(to + 3 * SLAB, z_at, there); copy_16_bytes(to + 4 * SLAB, y_at, there); }
+        copy(0, p.u, p.u_row);
+        copy(1, p.dt, p.dt_row);
+        copy(2, p.g_out, p.g_out_row);
+        if (GATED) { copy(3, p.z, p.z_row); copy(4, p.y, CHANNELS); }
+        const float* kept = p.kept + ((long long)(row * chunks + (unsigned)asked / CHUNK) * (CHANNELS / 32) + first / 32) * 512 + lane * 4;
         #pragma unroll
-        for (int m = 0; m < KEPT; m++)
-            if (asked + m * CHUNK < p.length)
-                #pragma unroll
-                for (int c = 0; c < 4; c++) copy_16_bytes(to + SLABS * SLAB + m * 2048 + c * 512, kept_at + m * CHANNELS * 16 + 128 * c, true);
-        u_at -= ROWS * p.u_row; dt_at -= ROWS * p.dt_row; g_at -= ROWS * p.g_out_row; kept_at -= KEPT * CHANNELS * 16;
-        if (GATED) { z_at -= ROWS * p.z_row; y_at -= ROWS * CHANNELS; }
-        asked -= ROWS; into = into == STAGES - 1 ? 0 : into + 1;
+        for (int n = 0; n < KEPT * 4; n++)
+            if (asked + n / 4 * CHUNK < p.length)
+                copy_16_bytes(stage(asked) + SLABS * SLAB + n * 512 + lane * 16, kept + n / 4 * CHANNELS * 16 + n % 4 * 128, true);
+        asked -= ROWS;
     };
     ask();
     close_group();
@@ -412,37 +408,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
     for (int c = 0; c < 4; c++)
         #pragma unroll
         for (int s = 0; s < 4; s++) { carried[c][s] = 0.f; g_A[c][s] = 0.f; }
-    const long long at = (tokens + (chunks - 1) * CHUNK) * CHANNELS + channel;
+    const long long at = (long long)(tokens + (chunks - 1) * CHUNK) * CHANNELS + channel;
     IO *g_u = p.g_u + at, *g_dt = p.g_dt + at, *g_z = p.g_z + at;
     float* sum_at = sums + warp * TOGETHER * 32 + (quad & 4) * 4 + 4 * j + flip;
-    const char* stage = ring;
-    int from = 0;
 
     for (int begin = (p.length - 1) / p.segment * p.segment; begin >= 0; begin -= p.segment) {
         const int end = min(p.length, begin + p.segment);  // every warp is done with the later segment: its last sums have left
-        share_tokens(BC, p.B + (tokens + begin) * p.B_row, p.C + (tokens + begin) * p.C_row, p.B_row, p.C_row, (end - begin + 3) / 4 * 4, end - begin);
+        share_tokens(BC, p.B + (long long)(tokens + begin) * p.B_row, p.C + (long long)(tokens + begin) * p.C_row, p.B_row, p.C_row, (end - begin + 3) / 4 * 4, end - begin);
         __syncthreads();
         const float* write[4];
         #pragma unroll
         for (int s = 0; s < 4; s++) write[s] = BC + (end - 1 - begin) / CHUNK * CHUNK * 32 + 4 * j + (s ^ flip);
         #pragma unroll 1
         for (int t = begin + (end - 1 - begin) / CHUNK * CHUNK; t >= begin; t -= CHUNK) {
-            if (ROWS == CHUNK || t % ROWS == ROWS - CHUNK || t + CHUNK >= p.length) {
+            if ((unsigned)t % ROWS == ROWS - CHUNK || t + CHUNK >= p.length) {
                 wait_for_all_but<STAGES - 2>();
                 __syncwarp();
                 if (asked >= 0) ask();
                 close_group();
-                stage = ring + from * STAGE;
-                from = from == STAGES - 1 ? 0 : from + 1;
             }
-            const IO* own = (const IO*)stage + t % ROWS * 32 + lane;
+            const char* here = stage(t);
+            const unsigned within = (unsigned)t % ROWS;
+            const IO* own = (const IO*)here + within * 32 + lane;
             float u[CHUNK], delta[CHUNK], slope[CHUNK], drive[CHUNK], g_y[CHUNK], g_drive[CHUNK], g_delta[CHUNK];
             float h[CHUNK + 1][4][4], decay[CHUNK][4][4];
             #pragma unroll
-            for (int c = 0; c < 4; c++) load_four(h[0][c], (const float*)(stage + SLABS * SLAB + t % ROWS / CHUNK * 2048 + lane * 16) + 128 * c);
+            for (int c = 0; c < 4; c++) load_four(h[0][c], (const float*)(here + SLABS * SLAB + within / CHUNK * 2048 + lane * 16) + 128 * c);
             #pragma unroll
             for (int k = 0; k < CHUNK; k++) {
-                const bool there = t + k < end;
+                const bool there = k < end - t;
                 u[k] = number(own[32 * k]);
                 const float x = number(own[NUMBERS + 32 * k]) + bias, e = exp_of_minus_size(x);
                 slope[k] = step_slope(x, e);
@@ -450,7 +444,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
                 g_y[k] = number(own[2 * NUMBERS + 32 * k]);  // zero after the last token
                 if (GATED) {
                     const float z = number(own[3 * NUMBERS + 32 * k]), gate = sigmoid(z);
-                    if (there) put(g_z + k * CHANNELS, g_y[k] * number(own[4 * NUMBERS + 32 * k]) * fmaf(z * gate, 1.f - gate, gate));
+                    const float g_gate = g_y[k] * number(own[4 * NUMBERS + 32 * k]) * fmaf(z * gate, 1.f - gate, gate);
+                    if (there) put(g_z + k * CHANNELS, g_gate);
                     g_y[k] *= z * gate;
                 }
                 drive[k] = delta[k] * u[k];
@@ -493,35 +488,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
                 }
                 g_drive[k] = sum_over_states(sum_drive);
                 g_delta[k] = sum_over_states(sum_delta);
-                sum_at[(t + k) % TOGETHER * 32] = sum_over_channels(g_B, g_C, quad);
+                sum_at[(unsigned)(t + k) % TOGETHER * 32] = sum_over_channels(g_B, g_C, quad);
             }
             #pragma unroll
             for (int s = 0; s < 4; s++) write[s] -= 32 * CHUNK;
             #pragma unroll
             for (int k = 0; k < CHUNK; k++) {
                 const float g_x = fmaf(u[k], g_drive[k], g_delta[k] * LN2) * slope[k];  // LN2: rate has log2(e) in it
-                if (t + k < end) {
-                    put(g_u + k * CHANNELS, fmaf(delta[k], g_drive[k], D * g_y[k]));
-                    put(g_dt + k * CHANNELS, g_x);
-                    g_bias += g_x;
-                }
+                const float g_own = fmaf(delta[k], g_drive[k], D * g_y[k]);
+                g_bias += g_x;  // zero after the last token
+                if (k < end - t) { put(g_u + k * CHANNELS, g_own); put(g_dt + k * CHANNELS, g_x); }
             }
             g_u -= CHUNK * CHANNELS; g_dt -= CHUNK * CHANNELS; g_z -= CHUNK * CHANNELS;
-            if (t % TOGETHER == 0) {
+            if ((unsigned)t % TOGETHER == 0) {
                 __syncthreads();
                 const int numbers = min(p.length - t, TOGETHER) * 8;  // four at a time
                 float* to = p.g_BC + (((long long)row * BLOCKS + blockIdx.x % BLOCKS) * p.length + t) * 32;
                 #pragma unroll 1
                 for (int n = threadIdx.x; n < numbers; n += THREADS) {
-                    float total[4], other[4];
-                    load_four(total, sums + 4 * n);
+                    float4 total = ((const float4*)sums)[n];
                     #pragma unroll
                     for (int w = 1; w < WARPS; w++) {
-                        load_four(other, sums + w * TOGETHER * 32 + 4 * n);
-                        #pragma unroll
-                        for (int s = 0; s < 4; s++) total[s] += other[s];
+                        const float4 other = ((const float4*)sums)[w * TOGETHER * 8 + n];
+                        total.x += other.x; total.y += other.y; total.z += other.z; total.w += other.w;
                     }
-                    store_four(to + 4 * n, total);
+                    ((float4*)to)[n] = total;
                 }
                 __syncthreads();
             }
@@ -580,9 +571,6 @@ extern "C" __global__ void __launch_bounds__(256) scan_sums(const Sums p) {
 """
 
 # %% ../nbs/03da_scan_cuda_backward.ipynb #c7aad1ec
-_SCAN_BACKWARD = (_MACHINE, _NUMBERS, _LANES, _STAGING, _BACKWARD_LANES, _BACKWARD, _SUMS, _SCAN_SUMS)
-
-
 def _scan_backward(g_out, u, dt, A, B, C, D, z, dt_bias, y, kept, softplus: bool) -> tuple[Tensor | None, ...]:
     """Gradients of u, dt, A, B, C, D, z and dt_bias."""
     (batch, length, channels), members, warps, gated = u.shape, A.shape[0], _channel_warps(u.shape[2]), z is not None
@@ -594,8 +582,8 @@ def _scan_backward(g_out, u, dt, A, B, C, D, z, dt_bias, y, kept, softplus: bool
     stage = (5 if gated else 3) * 512 + 4 // u.itemsize * 2048  # slabs, and one kept state of float32 or two of bfloat16
     segment, shared = _segment(length, warps * (2 * stage + 16 * 32 * 4), u.device)
     tensors = [*rows, y, *map(_vector, (A, D, dt_bias)), kept, g_u, g_dt, g_z, g_BC, g_shared]
-    source, per_member = _source(_SCAN_BACKWARD, u.dtype, channels, gated, softplus), max(1, batch // members)
-    launch(source, "scan_backward", batch * blocks, 32 * warps, shared, tensors, [*steps, length, per_member, segment])
+    source = _scan_source(u.dtype, channels, (_BACKWARD_LANES, _BACKWARD, _SUMS, _SCAN_SUMS), GATED=gated, SOFTPLUS=softplus)
+    launch(source, "scan_backward", batch * blocks, 32 * warps, shared, tensors, [*steps, length, max(1, batch // members), segment])
     token_blocks = -(-batch * length * 32 // 256)
     tensors = [g_BC, g_shared, g_B, g_C, totals]
     numbers = [length, batch, batch // members, members, token_blocks]
@@ -718,8 +706,7 @@ def _conv_grid(length: int) -> tuple[int, int]:
 
 def _conv_source(dtype: torch.dtype, channels: int, silu: bool) -> str:
     """C++ of the convolution, both ways."""
-    switch = f"constexpr bool SILU = {str(silu).lower()};\n"
-    return _source((_MACHINE, _NUMBERS, _SUMS, switch, _CONV, _CONV_BACKWARD), dtype, channels)
+    return _source((_MACHINE, _NUMBERS, _SUMS, _CONV, _CONV_BACKWARD), dtype, CHANNELS=channels, SILU=silu)
 
 
 _conv_grid(82)

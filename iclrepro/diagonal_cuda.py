@@ -62,9 +62,13 @@ DEVICE void advance(Pairs& h, const Pairs& w, float u) {
         h.re[n] = re;
     }
 }
-DEVICE void read_ahead(float v[TOKENS], const IO* row, int step, int first, int length, bool real) {
+DEVICE void read_ahead(IO v[TOKENS], const IO* row, int step, int first, int length) {  // no branches, so that all reads are on their way at once
     #pragma unroll
-    for (int k = 0; k < TOKENS; k++) v[k] = real && first + k < length ? number(row[(long long)(first + k) * step]) : 0.f;
+    for (int k = 0; k < TOKENS; k++) { const int t = first + k; v[k] = row[(long long)(t < 0 ? 0 : t < length ? t : length - 1) * step]; }
+}
+DEVICE void use(float v[TOKENS], const IO from[TOKENS], int first, int length) {
+    #pragma unroll
+    for (int k = 0; k < TOKENS; k++) v[k] = first + k < length ? number(from[k]) : 0.f;
 }
 struct Place { int row, channel, group; bool real; long long parameters, kept, kept_step; };
 DEVICE Place place_of(const Diagonal& p) {
@@ -86,12 +90,12 @@ extern "C" __global__ void __launch_bounds__(128) diagonal_forward(const Diagona
     IO* to = p.to + (long long)at.row * p.length * CHANNELS + at.channel;
     float* kept = p.kept + at.kept;
     Pairs h = {};
-    float next[TOKENS], x[TOKENS];
-    read_ahead(next, u, p.u_row, 0, p.length, at.real);
+    IO next[TOKENS];
+    float x[TOKENS];
+    read_ahead(next, u, p.u_row, 0, p.length);
     for (int first = 0; first < p.length; first += TOKENS) {
-        #pragma unroll
-        for (int k = 0; k < TOKENS; k++) x[k] = next[k];
-        read_ahead(next, u, p.u_row, first + TOKENS, p.length, at.real);
+        use(x, next, first, p.length);
+        read_ahead(next, u, p.u_row, first + TOKENS, p.length);
         if (p.keep && at.real) {
             *(float4*)kept = make_float4(h.re[0], h.re[1], h.re[2], h.re[3]);
             *(float4*)(kept + 4) = make_float4(h.im[0], h.im[1], h.im[2], h.im[3]);
@@ -112,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(128) diagonal_forward(const Diagona
 
 # %% ../nbs/03h_diagonal_cuda.ipynb #0f79a06b
 _DIAGONAL_BACKWARD = r"""
-extern "C" __global__ void __launch_bounds__(128) diagonal_backward(const Diagonal p) {
+extern "C" __global__ void __launch_bounds__(128, 3) diagonal_backward(const Diagonal p) {
     const Place at = place_of(p);
     const Pairs w = read_pairs(p.w + at.parameters), c = read_pairs(p.c + at.parameters);
     const float skip = p.D[(long long)(at.row / p.batch) * CHANNELS + at.channel];
@@ -122,17 +126,20 @@ extern "C" __global__ void __launch_bounds__(128) diagonal_backward(const Diagon
     const int last = (p.length - 1) / TOKENS * TOKENS;
     const float* kept = p.kept + at.kept + last / TOKENS * at.kept_step;
     Pairs g = {}, g_w = {}, g_c = {};
-    float g_skip = 0.f, next_x[TOKENS], next_y[TOKENS], x[TOKENS], g_y[TOKENS];
-    read_ahead(next_x, u, p.u_row, last, p.length, at.real);
-    read_ahead(next_y, g_out, p.g_out_row, last, p.length, at.real);
+    IO next_x[TOKENS], next_y[TOKENS];
+    float g_skip = 0.f, x[TOKENS], g_y[TOKENS];
+    float4 next_re = *(const float4*)kept, next_im = *(const float4*)(kept + 4);
+    read_ahead(next_x, u, p.u_row, last, p.length);
+    read_ahead(next_y, g_out, p.g_out_row, last, p.length);
     for (int first = last; first >= 0; first -= TOKENS) {
-        #pragma unroll
-        for (int k = 0; k < TOKENS; k++) { x[k] = next_x[k]; g_y[k] = next_y[k]; }
-        read_ahead(next_x, u, p.u_row, first - TOKENS, p.length, at.real && first > 0);
-        read_ahead(next_y, g_out, p.g_out_row, first - TOKENS, p.length, at.real && first > 0);
         Pairs h[TOKENS + 1];
-        const float4 re = *(const float4*)kept, im = *(const float4*)(kept + 4);
-        kept -= at.kept_step;
+        const float4 re = next_re, im = next_im;
+        use(x, next_x, first, p.length);
+        use(g_y, next_y, first, p.length);
+        if (first > 0) kept -= at.kept_step;
+        next_re = *(const float4*)kept; next_im = *(const float4*)(kept + 4);
+        read_ahead(next_x, u, p.u_row, first - TOKENS, p.length);
+        read_ahead(next_y, g_out, p.g_out_row, first - TOKENS, p.length);
         h[0].re[0] = re.x; h[0].re[1] = re.y; h[0].re[2] = re.z; h[0].re[3] = re.w;
         h[0].im[0] = im.x; h[0].im[1] = im.y; h[0].im[2] = im.z; h[0].im[3] = im.w;
         #pragma unroll
@@ -191,33 +198,33 @@ DEVICE Terms terms_of(const Prepare& p, int channel, long long at) {
     return t;
 }
 extern "C" __global__ void __launch_bounds__(128) diagonal_prepare(const Prepare p) {
-    const int channel = blockIdx.x * 128 + threadIdx.x;
-    if (channel >= p.channels) return;
-    for (int n = 0; n < PAIRS; n++) {
-        const long long at = (long long)channel * PAIRS + n;
-        const Terms t = terms_of(p, channel, at);
-        const Complex c = times({2.f * p.C[2 * at], 2.f * p.C[2 * at + 1]}, t.q);
-        p.w[2 * at] = t.w.re; p.w[2 * at + 1] = t.w.im;
-        p.c[2 * at] = c.re; p.c[2 * at + 1] = c.im;
-    }
+    const long long at = (long long)blockIdx.x * 128 + threadIdx.x;
+    if (at >= (long long)p.channels * PAIRS) return;
+    const Terms t = terms_of(p, at / PAIRS, at);
+    const Complex c = times({2.f * p.C[2 * at], 2.f * p.C[2 * at + 1]}, t.q);
+    p.w[2 * at] = t.w.re; p.w[2 * at + 1] = t.w.im;
+    p.c[2 * at] = c.re; p.c[2 * at + 1] = c.im;
 }
 extern "C" __global__ void __launch_bounds__(128) diagonal_prepare_backward(const Prepare p) {
-    const int channel = blockIdx.x * 128 + threadIdx.x;
-    if (channel >= p.channels) return;
+    constexpr int SHARED_BY = PAIRS < 32 ? PAIRS : 32;  // lanes of a channel
+    const int x = blockIdx.x * 128 + threadIdx.x, real = x / SHARED_BY < p.channels, channel = real ? x / SHARED_BY : 0;
     float g_log_dt = 0.f;
-    for (int n = 0; n < PAIRS; n++) {
+    for (int n = x % SHARED_BY; n < PAIRS; n += SHARED_BY) {
         const long long at = (long long)channel * PAIRS + n;
         const Terms t = terms_of(p, channel, at);
         const Complex C = {2.f * p.C[2 * at], 2.f * p.C[2 * at + 1]}, g_c = {p.g_c[2 * at], p.g_c[2 * at + 1]};
         const Complex g_C = times(g_c, conjugate(t.q)), g_q = times(g_c, conjugate(C)), of_A = inverse_of(t.A);
         const Complex g_less = times(g_q, conjugate(of_A)), g_A = times(g_q, conjugate(times(t.q, of_A)));
         const Complex g_step = times({p.g_w[2 * at] + g_less.re, p.g_w[2 * at + 1] + g_less.im}, conjugate(t.w));
+        g_log_dt += t.dt * (g_step.re * t.A.re + g_step.im * t.A.im);
+        if (!real) continue;
         p.g_C[2 * at] = 2.f * g_C.re; p.g_C[2 * at + 1] = 2.f * g_C.im;
         p.g_A_log[at] = (t.dt * g_step.re - g_A.re) * t.A.re;
         p.g_A_imag[at] = t.dt * g_step.im - g_A.im;
-        g_log_dt += t.dt * (g_step.re * t.A.re + g_step.im * t.A.im);
     }
-    p.g_log_dt[channel] = g_log_dt;
+    #pragma unroll
+    for (int bits = 1; bits < SHARED_BY; bits *= 2) g_log_dt += __shfl_xor_sync(0xffffffffu, g_log_dt, bits);
+    if (real && x % SHARED_BY == 0) p.g_log_dt[channel] = g_log_dt;
 }
 """
 
@@ -235,7 +242,7 @@ class _Diagonal(torch.autograd.Function):
         (batch, length, channels), (members, _, pairs) = u.shape, A_log.shape
         source, (rows, step), out = _diagonal_source(u.dtype, channels, pairs), _rows(u), u.new_empty(u.shape)
         w, c = C.new_empty(C.shape), C.new_empty(C.shape)
-        launch(source, "diagonal_prepare", -(-members * channels // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), w, c] + 6 * [None], [members * channels])
+        launch(source, "diagonal_prepare", -(-members * channels * pairs // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), w, c] + 6 * [None], [members * channels])
         kept = w.new_empty(batch, -(-length // 8), channels, pairs // 4, 8)
         launch(source, "diagonal_forward", batch * -(-channels * (pairs // 4) // 128), 128, 0, [rows, None, w, c, _vector(D), out, kept, None], [step, 0, length, max(1, batch // members), 1])
         return out, w, c, kept
@@ -261,7 +268,7 @@ class _Diagonal(torch.autograd.Function):
         totals = g_shared.view(members, batch // members, 4 * pairs + 1, channels).sum(1)
         g_w, g_c = (x.contiguous() for x in totals[:, :-1].view(members, pairs, 2, 2, channels).permute(2, 0, 4, 1, 3))
         found = [x.new_empty(x.shape) for x in (log_dt, A_log, A_imag, C)]
-        launch(source, "diagonal_prepare_backward", -(-members * channels // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), None, None, g_w, g_c, *found], [members * channels])
+        launch(source, "diagonal_prepare_backward", -(-members * channels * min(pairs, 32) // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), None, None, g_w, g_c, *found], [members * channels])
         return g_u, *found, totals[:, -1]
 
 

@@ -40,6 +40,7 @@ for folder, (run, asked) in runs.items():
         output: f"{root}/runs/{folder}/record.nc"
         priority: run.train.steps * (1 + parse_pattern(run.train.model.pattern).count("mamba"))
         threads: len(run.train.seeds) if device == "cpu" else 1  # on a CPU the seeds train side by side
+        resources: gpu=0 if device == "cpu" else 1  # for a cluster; on one host `iclrepro reproduce` has made these runs before
         params: asked=asked  # bound here: the shell command is put together only when the job starts
         shell: "iclrepro train {params.asked} --tier {tier} --root {root} --device {device} --quiet"
 

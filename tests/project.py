@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 # A module imports only what stands before it.
-MODULES = ("prompts tasks shifts scan scan_numba blocks models baselines training evaluation results runs presets charts "
-           "experiments claims catalogue benchmarks disagreements cli").split()
+MODULES = ("prompts tasks shifts scan scan_numba scan_peers blocks models baselines training evaluation results runs presets charts "
+           "experiments claims catalogue peers benchmarks disagreements cli").split()
 
 _config = ConfigParser()
 _config.read(ROOT / "settings.ini", encoding="utf-8")

@@ -140,6 +140,13 @@ def test_the_plain_loop_is_released_loop():
     assert torch.stack([p.grad.norm() for p in training.model.parameters() if p.grad is not None]).norm() == pytest.approx(0.5, rel=1e-3)
 
 
+def test_the_plain_loop_forgets_the_last_gradient():
+    peer, config = PEERS["PyTorch S4-Mamba by FFT"], architecture("s4_mamba", d_in=3, n_layers=1, d_model=16, n_points=5)
+    clean, poisoned = (PlainTraining(peer, config, 5, 4, lr=1e-2) for _ in range(2))
+    for p in poisoned.model.parameters(): p.grad = torch.full_like(p, 1e3)
+    assert [clean.step() for _ in range(3)] == [poisoned.step() for _ in range(3)]
+
+
 def test_the_attention_of_a_hybrid_is_causal():
     config = config_of("transformers Mamba, attention")
     mixer, x = stack(attention)(config), Draws(2).normal(1, 6, 32)

@@ -176,7 +176,7 @@ def reproduce(tier: str, root: str, device: str, cores: int) -> int:
 import argparse
 
 from .batch import save_configs
-from .benchmarks import sampling_times
+from .benchmarks import BENCHMARKS, add_rows
 from .catalogue import CATALOGUE
 from .claims import save_verdicts, to_markdown
 from .models import SIZES
@@ -224,8 +224,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--save", metavar="FILE", help="write the run's configuration, for `iclrepro train --config FILE`")
     sub = command("catalogue", "show what can be asked for by name", tier=False, device=False)
     sub.add_argument("table", nargs="?", help=f"one of {', '.join(CATALOGUE)} (default: all)")
-    sub = command("bench", "measure how long a batch of each task takes to draw", tier=False)
-    sub.add_argument("--save", metavar="FILE", help="write the table to this file, as CSV")
+    sub = command("bench", "measure how long it takes to draw a batch, to scan, or to train for a step, here and with other people's parts", tier=False)
+    sub.add_argument("what", nargs="?", default="sampling", help=f"one of {', '.join(BENCHMARKS)}, all (default: sampling)")
+    sub.add_argument("--save", metavar="FILE", help="add the rows to this CSV file, or to one for each benchmark in this folder with `all`")
+    sub.add_argument("--change", default="", metavar="TEXT", help="what is new in the library, for the record")
+    sub.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="time for the steps of all models; what does not fit is left out and listed (default: 600)")
+    sub.add_argument("--threads", type=int, default=1, help="threads on a CPU (default: 1)")
     command("list", "list experiments, tiers and runs, and which runs are complete", device=False)
     return main
 
@@ -253,10 +257,13 @@ def dispatch(args: argparse.Namespace) -> int:
         tables = CATALOGUE if args.table is None else {args.table: lookup(CATALOGUE, args.table, "table")}
         print("\n\n".join(table().to_string(index=False) for table in tables.values()))
     elif args.command == "bench":
-        torch.set_num_threads(1)
-        table = sampling_times(args.device)
-        if args.save: write_atomically(args.save, table.to_csv(index=False, float_format="%.4g", lineterminator="\n").encode())
-        print(table[["task", "ms", "low", "high", "batch", "points", "tokens", "device"]].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+        if args.threads < 1: raise ValueError(f"threads is {args.threads}: it must be at least 1")
+        torch.set_num_threads(args.threads)
+        chosen = BENCHMARKS if args.what == "all" else {args.what: lookup({**BENCHMARKS, "all": None}, args.what, "benchmark")}
+        for name, bench in chosen.items():
+            table = bench.run(args.device, args.change, args.limit)
+            if args.save: add_rows(table, Path(args.save) / f"{name}.csv" if args.what == "all" else args.save)
+            print(table[list(bench.shown)].to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     elif args.command == "keep": keep(args.tier, args.root)
     elif args.command == "figures": redraw(args.root)
     elif args.command == "claims":

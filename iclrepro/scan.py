@@ -172,6 +172,7 @@ BACKENDS = {
         "cuda.bindings", _CUDA_SIZES, (8, 0),
     ),
     "numba": Backend("iclrepro.scan_numba:scan_numba", "iclrepro.scan_numba:conv_numba", ("cpu",), _FLOATS[:1], "numba"),
+    "mamba_ssm": Backend("iclrepro.scan_peers:scan_mamba_ssm", "iclrepro.scan_peers:conv_mamba_ssm", ("cuda",), (torch.float32, torch.bfloat16), "mamba_ssm"),
     "torch": Backend(f"{__name__}:scan_torch", f"{__name__}:conv_torch", ("cpu", "cuda"), _FLOATS),
     "loop": Backend(f"{__name__}:scan_loop", f"{__name__}:conv_loop", ("cpu", "cuda"), _FLOATS),
 }

@@ -9,6 +9,8 @@ from iclrepro.baselines import BASELINES, baseline
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, take
 from iclrepro.models import ARCHITECTURES, build_model, model_for, predict
 from iclrepro.prompts import Draws, Prompt, Replay
+from iclrepro.scan import causal_conv1d, errors_against_loop
+from iclrepro.scan_peers import scan_mamba_ssm
 from iclrepro.shifts import SHIFTS, fitting_shifts, sample_shifted
 from iclrepro.tasks import TASKS, Curriculum, Ramp, make_task
 from iclrepro.training import PRECISIONS, NonFiniteLoss, TrainConfig, Training, inner_precision
@@ -171,3 +173,21 @@ def test_a_fused_kernel_does_what_it_must(case): case[0]("cuda", *case[1:])
 @pytest.mark.parametrize("case", [(fused_cases.add_norm, 5184, 256, True, True), (fused_cases.add_norm, 5184, 256, True, False), (fused_cases.column_sums, 4, 5184, 1024, torch.bfloat16),
                                   (fused_cases.adam, 4, 1_000_000, 0.5, 0.0, True), (fused_cases.adam, 1, 10_000_000, 0.5, 0.1, False)], ids=str)
 def test_a_fused_kernel_does_what_it_must_at_full_size(case): case[0]("cuda", *case[1:])
+
+
+def scan_example(length, channels, states, dtype):
+    draw = lambda *shape: Draws(5, length, device="cuda").normal(*shape).to(dtype)
+    return {"u": draw(2, length, channels), "dt": draw(2, length, channels), "A": -draw(channels, states).exp(), "B": draw(2, length, states), "C": draw(2, length, states),
+            "D": draw(channels), "z": draw(2, length, channels), "dt_bias": draw(channels) - 2}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(("length", "channels"), [(1, 32), (82, 128), (202, 40)])
+def test_mamba_ssm_is_the_loop(length, channels, dtype, bound):
+    pytest.importorskip("mamba_ssm")
+    tensors = scan_example(length, channels, 16, dtype)
+    assert max(errors_against_loop(scan_mamba_ssm, tensors).values()) < bound
+    few = {name: tensor for name, tensor in tensors.items() if name not in ("D", "z", "dt_bias")}
+    assert max(errors_against_loop(scan_mamba_ssm, few).values()) < bound
+    taps = {"x": tensors["u"], "weight": tensors["A"][:, :4].contiguous(), "bias": tensors["D"]}
+    for silu in (True, False): assert max(errors_against_loop(lambda **t: causal_conv1d(**t, silu=silu, backend="mamba_ssm"), taps, silu=silu).values()) < bound

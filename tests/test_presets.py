@@ -1,7 +1,7 @@
 """Presets against the papers' values entered a second time; the catalogue, the list of disagreements, the benchmarks and their commands."""
 import json
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ import torch
 
 from iclrepro import catalogue
 from iclrepro.baselines import BASELINES, baseline
-from iclrepro.benchmarks import sampling_times, stopwatch
+from iclrepro.benchmarks import BENCHMARKS, sampling_times, stopwatch
 from iclrepro.blocks import BLOCKS, Block, register_block
 from iclrepro.cli import main
 from iclrepro.disagreements import DISAGREEMENTS, table
@@ -202,7 +202,7 @@ def test_the_catalogue_from_the_command_line(capsys):
 
 
 def test_a_benchmark_from_the_command_line_is_saved(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("iclrepro.cli.sampling_times", lambda device: sampling_times(device, batch_size=2, n_points=4, repeats=2))
+    monkeypatch.setitem(BENCHMARKS, "sampling", replace(BENCHMARKS["sampling"], run=lambda device, change, limit: sampling_times(device, batch_size=2, n_points=4, repeats=2, change=change)))
     threads = torch.get_num_threads()
     try: status, said = command(capsys, "bench", "--save", str(tmp_path / "bench.csv"))
     finally: torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from iclrepro import scan, scan_numba
 from iclrepro.prompts import Draws
 from iclrepro.scan import BACKENDS, Backend, causal_conv1d, errors_against_loop, find_backend, selective_scan
 
-FAST = [name for name in BACKENDS if name != "loop"]
+FAST = [name for name, backend in BACKENDS.items() if name != "loop" and "cpu" in backend.devices]
 LENGTHS = [1, 2, 3, 17, 82]
 
 
@@ -343,7 +343,7 @@ def test_a_second_derivative_is_refused_not_wrong(function, tensors):
         torch.autograd.grad(function(**leaves).sum(), list(leaves.values()), create_graph=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*FAST, "loop"])
 def test_an_empty_batch(backend):
     tensors = scan_inputs(3)
     tensors = {name: tensor[:0] if tensor.ndim == 3 else tensor for name, tensor in tensors.items()}
@@ -397,7 +397,7 @@ def test_a_new_backend_is_one_row(monkeypatch):
     ({"u": torch.zeros(2, 0, 7)}, "only batch may be 0"),
     ({"C": torch.zeros(2, 3, 5, dtype=torch.float64)}, "C is torch.float64 on cpu but u is torch.float32 on cpu"),
     ({"D": torch.zeros(7, device="meta")}, "D is torch.float32 on meta but u is torch.float32 on cpu"),
-    ({"backend": "mamba"}, "unknown backend 'mamba': choose one of auto, numba, torch, loop"),
+    ({"backend": "mamba"}, "unknown backend 'mamba': choose one of auto, numba, .*torch, loop"),
 ])
 def test_bad_scan_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,99 @@
+"""mamba-ssm and causal-conv1d behind our signatures, with stand-ins that hold to what those packages document; the plain scan and convolution."""
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from test_scan import conv_inputs, scan_inputs, without, worst
+from torch.nn import functional as F
+
+from iclrepro.scan import BACKENDS, causal_conv1d, conv_loop, find_backend, scan_loop
+from iclrepro.scan_peers import conv_mamba_ssm, conv_plain, scan_mamba_ssm, scan_plain
+
+SCAN = "mamba_ssm.ops.selective_scan_interface"
+
+
+def documented_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+    "u, delta, z: (batch, channels, length), one dtype; A, D, delta_bias: float32; B, C: (batch, states, length). State and sums in float32."
+    batch, channels, length = u.shape
+    for tensor in (A, D, delta_bias): assert tensor is None or tensor.dtype == torch.float32
+    for tensor in (delta, z): assert tensor is None or (tensor.shape, tensor.dtype) == (u.shape, u.dtype)
+    for tensor in (B, C): assert (tensor.shape, tensor.dtype) == ((batch, A.shape[1], length), u.dtype)
+    steps = delta.float() if delta_bias is None else delta.float() + delta_bias[None, :, None]
+    if delta_softplus: steps = F.softplus(steps)
+    state, seen = torch.zeros(batch, channels, A.shape[1]), []
+    for t in range(length):
+        state = torch.exp(torch.einsum("bd,dn->bdn", steps[..., t], A)) * state + torch.einsum("bd,bn->bdn", steps[..., t] * u[..., t].float(), B[..., t].float())
+        seen.append(torch.einsum("bdn,bn->bd", state, C[..., t].float()))
+    out = torch.stack(seen, 2)
+    if D is not None: out = out + D[:, None] * u.float()
+    return (out if z is None else out * F.silu(z.float())).to(u.dtype)
+
+
+def documented_conv(x, weight, bias=None, seq_idx=None, initial_states=None, return_final_states=False, final_states_out=None, activation=None):
+    "x: (batch, channels, length), time or channels innermost, the latter in eights only; weight: (channels, 2 to 4)."
+    assert activation in (None, "silu", "swish") and 2 <= weight.shape[1] <= 4 and weight.ndim == 2
+    assert x.stride(2) == 1 or x.stride(1) == 1 and x.shape[1] % 8 == 0
+    length = x.shape[2]
+    padded = F.pad(x, (weight.shape[1] - 1, 0))
+    y = sum(padded[..., k : k + length] * weight[:, k, None] for k in range(weight.shape[1])) + (0 if bias is None else bias[:, None])
+    return F.silu(y) if activation else y
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    for name, function in (("mamba_ssm", None), ("mamba_ssm.ops", None), (SCAN, documented_scan), ("causal_conv1d", documented_conv)):
+        module = ModuleType(name)
+        if function: setattr(module, "selective_scan_fn" if name == SCAN else "causal_conv1d_fn", function)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17])
+def test_mamba_ssm_gets_what_it_documents(packages, length):
+    tensors = scan_inputs(length)
+    assert worst(scan_mamba_ssm, tensors) < 1e-5
+    for absent in (("D",), ("z",), ("dt_bias",), ("D", "z", "dt_bias")): assert worst(scan_mamba_ssm, without(tensors, *absent)) < 1e-5
+    steps = {**without(tensors, "dt_bias"), "dt": tensors["dt"].abs()}
+    assert worst(scan_mamba_ssm, steps, softplus=False) < 1e-5
+
+
+def test_mamba_ssm_gets_bfloat16_with_float32_parameters(packages):
+    tensors = {name: tensor.bfloat16() for name, tensor in scan_inputs(17).items()}
+    assert scan_mamba_ssm(**tensors).dtype == torch.bfloat16
+    assert worst(scan_mamba_ssm, tensors) < 3e-2
+    mixed = {name: tensor.float() if name in ("A", "D", "dt_bias") else tensor for name, tensor in tensors.items()}
+    assert torch.equal(scan_mamba_ssm(**mixed), scan_mamba_ssm(**tensors))
+
+
+@pytest.mark.parametrize("channels", [7, 16])
+@pytest.mark.parametrize("width", [1, 2, 4, 5])
+@pytest.mark.parametrize("silu", [True, False])
+def test_causal_conv1d_gets_what_it_documents(packages, channels, width, silu):
+    tensors = conv_inputs(17, channels, width)
+    assert worst(conv_mamba_ssm, tensors, silu=silu) < 1e-5
+    assert worst(conv_mamba_ssm, without(tensors, "bias"), silu=silu) < 1e-5
+
+
+def test_causal_conv1d_is_asked_if_it_is_there_and_serves(packages, monkeypatch):
+    monkeypatch.setattr(sys.modules["causal_conv1d"], "causal_conv1d_fn", lambda x, *rest, activation: x + 3)
+    tensors = conv_inputs(5, 8)
+    assert torch.equal(conv_mamba_ssm(**tensors), tensors["x"] + 3)
+    assert torch.equal(conv_mamba_ssm(**conv_inputs(5, 8, 5)), conv_plain(**conv_inputs(5, 8, 5)))
+    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+    assert torch.equal(conv_mamba_ssm(**tensors), conv_plain(**tensors))
+
+
+@pytest.mark.parametrize("length", [1, 3, 32])
+def test_the_plain_way_is_the_loop(length):
+    tensors, taps = scan_inputs(length), conv_inputs(length)
+    for absent in ((), ("D",), ("z",), ("dt_bias",)): assert worst(scan_plain, without(tensors, *absent)) < 1e-5
+    assert worst(conv_plain, taps) < 1e-5 and worst(conv_plain, without(taps, "bias"), silu=False) < 1e-5
+    double = {name: tensor.double() for name, tensor in tensors.items()}
+    assert torch.allclose(scan_plain(**double), scan_loop(**double), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(conv_plain(**conv_inputs(length, dtype=torch.float64)), conv_loop(**conv_inputs(length, dtype=torch.float64)), rtol=1e-12, atol=1e-12)
+
+
+def test_mamba_ssm_is_for_gpus_and_says_how_to_get_it():
+    assert BACKENDS["mamba_ssm"].devices == ("cuda",)
+    with pytest.raises(ValueError, match="'mamba_ssm' runs on cuda, not on cpu"): find_backend("mamba_ssm", torch.zeros(1))
+    with pytest.raises(ValueError, match="runs on cuda"): causal_conv1d(**conv_inputs(3), backend="mamba_ssm")

@@ -9,10 +9,6 @@ __all__ = ['diagonal_loop', 'diagonal_cuda']
 import torch
 from torch import Tensor
 
-from .kernels import launch
-from .scan import first_derivatives_only
-from .scan_cuda import _MACHINE, _rows, _vector, fused_members
-
 # %% ../nbs/03h_diagonal_cuda.ipynb #e4a25061
 def diagonal_loop(
     u: Tensor,  # (batch, length, channels)
@@ -173,7 +169,12 @@ extern "C" __global__ void __launch_bounds__(128, 3) diagonal_backward(const Dia
 }
 """
 
-# %% ../nbs/03h_diagonal_cuda.ipynb #932cc9b9
+# %% ../nbs/03i_diagonal_parameters.ipynb #484496fd
+from .kernels import launch
+from .scan import first_derivatives_only
+from .scan_cuda import _MACHINE, _rows, _vector, fused_members
+
+# %% ../nbs/03i_diagonal_parameters.ipynb #f25be127
 _PREPARE = r"""
 struct Prepare {
     const float *log_dt, *A_log, *A_imag, *C;            // (members * channels), and with PAIRS, and with PAIRS, 2
@@ -228,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(128) diagonal_prepare_backward(cons
 }
 """
 
-# %% ../nbs/03h_diagonal_cuda.ipynb #b98f1457
+# %% ../nbs/03i_diagonal_parameters.ipynb #08586154
 def _diagonal_source(dtype: torch.dtype, channels: int, pairs: int) -> str:
     "C++ of both ways, with the constants that it is compiled for."
     io = {torch.float32: "float", torch.bfloat16: "unsigned short"}[dtype]

@@ -256,17 +256,18 @@ def _tile(width: int) -> dict[str, int]:
 
 
 class _Linear(torch.autograd.Function):
-    """x (members, rows, inputs), weight (members, outputs, inputs), bias (members, outputs) -> (members, rows, outputs), in the weight's dtype."""
+    """x (members, rows, inputs), weight (members, outputs, inputs), bias (members, outputs) or None -> (members, rows, outputs), in the weight's dtype."""
     @staticmethod
     def forward(x, weight, bias):
         with torch.autocast(x.device.type, enabled=False):
+            if bias is None: return (x[0] @ weight[0].mT)[None] if len(x) == 1 else x @ weight.mT
             if len(x) == 1: return torch.addmm(bias[0], x[0], weight[0].mT)[None]
             return torch.baddbmm(bias[:, None], x, weight.mT)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:2])
-        ctx.bias = inputs[2].dtype
+        ctx.bias = None if inputs[2] is None else inputs[2].dtype
 
     @staticmethod
     def backward(ctx, dy):
@@ -274,7 +275,7 @@ class _Linear(torch.autograd.Function):
         dy = dy.contiguous()
         if len(x) == 1: dx, d_weight = (dy[0] @ weight[0])[None], (dy[0].mT @ x[0])[None]
         else: dx, d_weight = dy @ weight, dy.mT @ x
-        return dx, d_weight, column_sums(dy, ctx.bias)
+        return dx, d_weight, None if ctx.bias is None else column_sums(dy, ctx.bias)
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
@@ -304,8 +305,8 @@ def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype) -> tup
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    if module.bias is None: return F.linear(x, module.weight)
-    y = _Linear.apply(x.to(module.weight.dtype).reshape(1, -1, x.shape[-1]).contiguous(), module.weight[None], module.bias[None])
+    bias = None if module.bias is None else module.bias[None]
+    y = _Linear.apply(x.to(module.weight.dtype).reshape(1, -1, x.shape[-1]).contiguous(), module.weight[None], bias)
     return y.view(*x.shape[:-1], -1)
 
 

@@ -313,7 +313,7 @@ import warnings
 from torch.func import functional_call, vmap
 from torch.utils import deterministic as determinism
 
-from .fused import Adam, equip, runs_kernels
+from .fused import Adam, Collector, equip, runs_kernels
 
 # %% ../nbs/07d_stack.ipynb #f68ab11e
 class Bound:
@@ -385,7 +385,7 @@ class Stack:
         self.where, size = places(self.skeleton, 64)
         self.flat, self.grad = (torch.zeros(count, size, device=device) for _ in range(2))  # (members, numbers)
         self.members = [Member(config, index, device, 64, buffers) for index, buffers in enumerate(zip(self.flat, self.grad))]
-        self.half = (torch.zeros_like(self.flat, dtype=torch.bfloat16), torch.zeros_like(self.flat, dtype=torch.bfloat16)) if config.precision == "bfloat16" and device.type == "cuda" else None
+        self.half = torch.zeros_like(self.flat, dtype=torch.bfloat16) if config.precision == "bfloat16" and device.type == "cuda" else None
         factors = [SCHEDULES[config.schedule](step / config.steps) for step in range(config.steps)]
         self.adam = Adam(self.flat, self.grad, config.rates, factors, config.clip, config.weight_decay, self.half)
         for member, mean, square in zip(self.members, self.adam.mean, self.adam.square):
@@ -395,9 +395,10 @@ class Stack:
         self.recorded: tuple[tuple[int, int], torch.cuda.CUDAGraph] | None = None
         self.draws: dict[str, list[Draws]] = {}
         self.low: set[str] = set()  # parameters that the model is given in bfloat16
-        self.groups = [list(range(count))] if count > 1 else [[0]]
+        self.groups = [list(range(count))]
+        self.collectors = {}
         with inner_precision(config.precision): called = self._try_out()
-        if self.half: self.low = {f"{name}.{part}" for name in called for part in ("weight", "bias")}
+        if self.half is not None: self.low = {f"{name}.{part}" for name in called for part in ("weight", "bias")}
 
     def _try_out(self) -> set[str]:
         "Run one prompt through. Members take turns if `vmap` does not know an operation. Returns which linear layers of the blocks are called as such."
@@ -409,7 +410,7 @@ class Stack:
         try: self.differentiate(prompts)
         except RuntimeError as error:
             if len(self.members) == 1 or "Batching rule not implemented" not in str(error): raise
-            self.groups = [[e] for e in range(len(self.members))]
+            self.groups, self.collectors = [[e] for e in range(len(self.members))], {}
             self.differentiate(prompts)
         for hook in hooks: hook.remove()
         self.grad.zero_()
@@ -431,15 +432,13 @@ class Stack:
         "A batch of each member."
         return [self.config.task.sample(draws, batch_size or self.config.batch_size, *stage) for draws in self.draws["train"]]
 
-    def leaves(self, group: list[int]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        "Parameters of a group of members by name, with a leading axis if they are several, and where their gradients belong."
-        rows, parameters, targets = slice(group[0], group[-1] + 1), {}, []
+    def leaves(self, group: list[int]) -> dict[str, Tensor]:
+        "Parameters of a group of members by name, with a leading axis if they are several."
+        rows, parameters = slice(group[0], group[-1] + 1), {}
         for (name, p), place in zip(self.skeleton.named_parameters(), self.where):
-            shape = (len(group), *p.shape) if len(group) > 1 else p.shape
-            values, gradients = self.half if name in self.low else (self.flat, self.grad)
-            parameters[name] = values[rows, place].detach().view(shape).requires_grad_()
-            targets.append(gradients[rows, place].view(shape))
-        return parameters, targets
+            values = self.half if name in self.low else self.flat
+            parameters[name] = values[rows, place].detach().view(*([len(group)] if len(group) > 1 else []), *p.shape).requires_grad_()
+        return parameters
 
     def differentiate(self, prompts: list[Prompt]) -> Tensor:  # (members,)
         "The loss of every member on its batch; gradients are left where Adam finds them."
@@ -449,7 +448,7 @@ class Stack:
             return task.loss(predict(Bound(self.skeleton, parameters), Prompt(*fields), draws), Prompt(*fields))
 
         for group in self.groups:
-            parameters, targets = self.leaves(group)
+            parameters = self.leaves(group)
             if len(group) > 1:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product_flash_attention_for_cpu")  # a GPU's attention has one
@@ -457,9 +456,8 @@ class Stack:
                         parameters, torch.arange(len(group), device=self.device), *map(torch.stack, zip(*prompts)))
             else: loss = loss_of_one(parameters, self.draws["dropout"][group[0]], *prompts[group[0]])
             gradients = torch.autograd.grad(loss.sum(), list(parameters.values()), materialize_grads=True)
-            for dtype in {target.dtype for target in targets}:
-                pairs = [(target, gradient) for target, gradient in zip(targets, gradients) if target.dtype == dtype]
-                torch._foreach_copy_(*map(list, zip(*pairs)))
+            if group[0] not in self.collectors: self.collectors[group[0]] = Collector(self.grad[group[0]:group[-1] + 1], self.where)
+            self.collectors[group[0]](gradients)
             losses.append(loss.detach().reshape(-1))
         return torch.cat(losses)
 
@@ -471,6 +469,7 @@ class Stack:
 
     def record(self, stage: tuple[int, int]) -> None:
         "Record a step at that stage of the curriculum."
+        torch.cuda.synchronize(self.device)
         self.recorded = self.prompts = self.losses = None  # frees the memory of the graph before
         inside = self.config.task.replayable
         aside = torch.cuda.Stream(self.device)
@@ -502,7 +501,7 @@ class Stack:
     def window(self, steps: range) -> Tensor:  # (members, steps), on the CPU
         "Train on the batches of those steps; returns their losses. The host looks at the device once, at the end."
         losses = self.flat.new_empty(len(self.members), len(steps))
-        if self.half: self.half[0].copy_(self.flat)  # a checkpoint may have been loaded
+        if self.half is not None: self.half.copy_(self.flat)  # a checkpoint may have been loaded
         with inner_precision(self.config.precision), in_order():
             for i, step in enumerate(steps): losses[:, i] = self.step(step)
         for member in self.members: member.optimiser.state[member.flat]["step"].fill_(steps.stop)

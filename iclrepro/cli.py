@@ -175,11 +175,12 @@ def reproduce(tier: str, root: str, device: str, cores: int) -> int:
 # %% ../nbs/14a_commands.ipynb #dfcda4d0
 import argparse
 
-from .batch import save_configs
+from .batch import save_configs, train_together
 from .benchmarks import BENCHMARKS, add_rows
 from .catalogue import CATALOGUE
 from .claims import save_verdicts, to_markdown
 from .models import SIZES
+from .parallel import under_torchrun
 from .presets import PAPERS, VARIANTS, preset
 
 # %% ../nbs/14a_commands.ipynb #43e5e2dd
@@ -242,6 +243,7 @@ def dispatch(args: argparse.Namespace) -> int:
         if args.devices and args.device != "cpu": raise ValueError(f"--device {args.device} and --devices {args.devices}: give one of the two")
         configs = chosen_runs(args)
         if args.list: save_configs(configs, args.list)
+        elif under_torchrun(): return train_together(configs, args.root, args.devices or args.device, args.threads, args.quiet)
         elif args.devices or args.workers != 1:
             devices = device_list(args.devices) if args.devices else [str(check_device(args.device))]
             return train_and_show(configs, args.root, devices, args.workers, args.threads, args.quiet)

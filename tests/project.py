@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 # A module imports only what stands before it.
-MODULES = ("prompts tasks shifts scan scan_numba scan_peers kernels scan_cuda diagonal_cuda blocks models fused baselines training evaluation results runs progress batch presets charts "
-           "experiments claims catalogue peers benchmarks disagreements cli").split()
+MODULES = ("prompts tasks shifts scan scan_numba scan_peers kernels scan_cuda diagonal_cuda attention blocks models fused baselines training parallel "
+           "evaluation results runs progress batch presets charts experiments claims catalogue peers benchmarks precision disagreements cli").split()
 
 _config = ConfigParser()
 _config.read(ROOT / "settings.ini", encoding="utf-8")

@@ -293,7 +293,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 
 def test_two_batches_share_a_list(tmp_path):
-    configs = [gated(tmp_path / "gate", name) for name in "abcdef"]
+    configs = [gated(tmp_path / "gate", name) for name in "abcd"]
 
     def open_when_both_work():
         held(configs[-1], tmp_path)
@@ -308,44 +308,31 @@ def test_two_batches_share_a_list(tmp_path):
     for each in configs: assert find_record(each, tmp_path) is not None
 
 
-def test_a_run_of_another_batch_is_left_to_it(tmp_path):
-    theirs, ours, at_that_time = gated(tmp_path / "gate", "theirs", steps=40), config("ours"), []
-
-    def open_when_ours_is_done():
-        until(record_of(ours, tmp_path).exists, "the other run")
-        at_that_time.append(record_of(theirs, tmp_path).exists())
-        (tmp_path / "gate").touch()
-
-    with Caller([theirs], tmp_path) as other:
-        held(theirs, tmp_path)
-        thread = meanwhile(open_when_ours_is_done)
-        assert train_all([theirs, ours], tmp_path) == {} and record_of(theirs, tmp_path).exists() and other.ended() == 0
-        thread.join()
-    assert begun(theirs) == 1 and at_that_time == [False]
-
-
 def test_a_worker_does_not_wait_for_a_run_that_was_locked_meanwhile(tmp_path):
     folder_of(config(), tmp_path).mkdir(parents=True)
     with RunLock(folder_of(config(), tmp_path)): assert Worker.begin(config(), str(tmp_path), "cpu", 1, 20.0).end() is None
     assert Worker.begin(config(), str(tmp_path), "cpu", 1, 20.0).end() == "" and record_of(config(), tmp_path).exists()
 
 
-def test_a_run_of_a_batch_that_died_is_taken_over(tmp_path):
-    theirs, ours = gated(tmp_path / "impatient", "theirs", steps=40), config("ours")
+def test_a_run_of_another_batch_is_left_to_it_and_taken_over_if_that_dies(tmp_path):
+    left, orphan, ours, seen = gated(tmp_path / "gate", "left", steps=40), gated(tmp_path / "impatient", "orphan", steps=40), config("ours"), []
 
-    def kill_when_ours_is_done():
-        until(record_of(ours, tmp_path).exists, "the other run")
+    def look_and_kill():
+        until(record_of(ours, tmp_path).exists, "the run that nobody works on")
+        seen.append([begun(each) for each in (left, orphan)])
+        (tmp_path / "gate").touch()
+        until(record_of(left, tmp_path).exists, "the run that is left to the other")
         other.send(signal.SIGKILL)
-        until(lambda: not is_locked(folder_of(theirs, tmp_path)), "the end of its worker")
+        until(lambda: not is_locked(folder_of(orphan, tmp_path)), "the end of its worker")
         (tmp_path / "impatient").touch()
 
-    with Caller([theirs], tmp_path, checkpoint_seconds=0) as other:
-        held(theirs, tmp_path)
-        thread = meanwhile(kill_when_ours_is_done)
-        assert train_all([theirs, ours], tmp_path) == {}
+    with Caller([left, orphan], tmp_path, workers=2, checkpoint_seconds=0) as other:
+        for each in (left, orphan): held(each, tmp_path)
+        thread = meanwhile(look_and_kill)
+        assert train_all([left, orphan, ours], tmp_path) == {}
         thread.join()
-    assert begun(theirs) == 1, "it was begun anew"
-    assert_as_if_alone(theirs, tmp_path, tmp_path)
+    assert seen == [[1, 1]] and [begun(each) for each in (left, orphan)] == [1, 1], "one was begun anew"
+    for each in (left, orphan): assert_as_if_alone(each, tmp_path, tmp_path)
 
 
 @pytest.fixture

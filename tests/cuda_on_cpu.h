@@ -1,7 +1,8 @@
-// Enough of CUDA to run our kernels on a CPU: a thread is a fiber, the threads of a block take turns at every barrier.
+// Enough of CUDA to run our kernels on a CPU: a thread is a fiber, and a fiber runs until it has to wait for others.
 //
-// Two choices of the machine are left to the caller, because a kernel must not depend on them: in which order the threads
-// of a block run between two barriers, and whether an asynchronous copy happens at once or as late as it may.
+// Warps drift as far apart as barriers let them: each runs until all of its threads wait for the block. Two more choices of
+// the machine are left to the caller, because a kernel must not depend on them: which warp and which thread runs first, and
+// whether an asynchronous copy happens at once or as late as it may.
 #pragma once
 #include <csetjmp>
 #include <cmath>
@@ -33,6 +34,7 @@ struct Fiber {
     ucontext_t begin;
     char* stack;
     bool started, done;
+    int waits_for;                            // the passage of the block's barrier that it waits for
     int turn;                                 // which of the two slots its next shuffle uses
     std::vector<std::vector<Copy>> groups;    // of copies on their way, the last one still open
 };
@@ -54,14 +56,16 @@ struct Index { unsigned x; } thread, grid, size;
 inline void give_way() { if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1); }
 inline void meet(Barrier& barrier, int members) {
     const int seen = barrier.passed;
-    if (++barrier.waiting == members) { barrier.waiting = 0; barrier.passed++; }
-    else while (barrier.passed == seen) give_way();
+    if (++barrier.waiting == members) { barrier.waiting = 0; barrier.passed++; return; }
+    if (&barrier == &block) fibers[current].waits_for = seen + 1;
+    while (barrier.passed == seen) give_way();
 }
+inline bool can_run(int i) { return !fibers[i].done && fibers[i].waits_for <= block.passed; }
 inline void meet_warp() { meet(warps[current / 32], 32); }
 inline void perform(const Copy& copy) { if (copy.wanted) memcpy(copy.to, copy.from, 16); else memset(copy.to, 0, 16); }
 inline void body() { kernel(); fibers[current].done = true; _longjmp(scheduler, 1); }
 
-// Returns 0, or 1 if a block wrote beyond its shared memory.
+// Returns 0, or 1 if a block wrote beyond its shared memory, or 2 if some of its threads wait for ever; 3 for both.
 template <class Kernel> int run(int blocks, int threads, int bytes, bool reversed, bool copies_are_late, Kernel call) {
     kernel = call; late = copies_are_late; size = {(unsigned)threads};
     fibers.clear(); fibers.resize(threads); slots.assign(2 * threads, 0.f);
@@ -72,24 +76,30 @@ template <class Kernel> int run(int blocks, int threads, int bytes, bool reverse
         memset(shared, POISON, bytes + MARGIN);
         warps.assign((threads + 31) / 32, Barrier()); block = Barrier(); grid = {(unsigned)b};
         for (Fiber& fiber : fibers) {
-            fiber.started = fiber.done = false; fiber.turn = 0; fiber.groups.assign(1, {});
+            fiber.started = fiber.done = false; fiber.turn = fiber.waits_for = 0; fiber.groups.assign(1, {});
             getcontext(&fiber.begin);
             fiber.begin.uc_stack.ss_sp = fiber.stack; fiber.begin.uc_stack.ss_size = STACK; fiber.begin.uc_link = nullptr;
             makecontext(&fiber.begin, body, 0);
         }
-        for (volatile int left = threads; left > 0;)
-            for (volatile int i = 0; i < threads; i++) {
-                current = reversed ? threads - 1 - i : i;
-                if (fibers[current].done) continue;
-                thread = {(unsigned)current};
-                if (!_setjmp(scheduler)) {
-                    if (fibers[current].started) _longjmp(fibers[current].at, 1);
-                    fibers[current].started = true;
-                    setcontext(&fibers[current].begin);
+        for (volatile bool any = true; any;) {
+            any = false;
+            for (volatile int n = 0; n < threads; n = n + 32)
+                for (volatile bool again = true; again;) {
+                    again = false;
+                    for (volatile int i = n; i < n + 32; i = i + 1) {
+                        current = reversed ? threads - 1 - i : i;
+                        if (!can_run(current)) continue;
+                        any = again = true;
+                        thread = {(unsigned)current};
+                        if (_setjmp(scheduler)) continue;  // it gave way or is done
+                        if (fibers[current].started) _longjmp(fibers[current].at, 1);
+                        fibers[current].started = true;
+                        setcontext(&fibers[current].begin);
+                    }
                 }
-                if (fibers[current].done) left = left - 1;
-            }
+        }
         for (size_t i = 0; i < MARGIN; i++) broken |= (unsigned char)shared[bytes + i] != POISON;
+        for (Fiber& fiber : fibers) broken |= fiber.done ? 0 : 2;
     }
     for (Fiber& fiber : fibers) free(fiber.stack);
     free(shared);

@@ -14,7 +14,8 @@ from iclrepro import scan, scan_numba
 from iclrepro.prompts import Draws
 from iclrepro.scan import BACKENDS, Backend, causal_conv1d, errors_against_loop, find_backend, selective_scan
 
-FAST = [name for name, backend in BACKENDS.items() if name != "loop" and "cpu" in backend.devices]
+HERE = [name for name, backend in BACKENDS.items() if not backend.refusal(torch.zeros(1))]
+FAST = [name for name in HERE if name != "loop"]
 LENGTHS = [1, 2, 3, 17, 82]
 
 
@@ -30,9 +31,9 @@ def scan_inputs(length, channels=7, states=5, batch=2, dtype=torch.float32, seed
     return tensors
 
 
-def conv_inputs(length, channels=7, width=4, batch=2, dtype=torch.float32):
+def conv_inputs(length, channels=7, width=4, batch=2, dtype=torch.float32, seed=1):
     "Arguments of causal_conv1d by name."
-    draws = Draws(1, length)
+    draws = Draws(seed, length)
     shapes = {"x": (batch, length, channels), "weight": (channels, width), "bias": (channels,)}
     return {name: draws.normal(*shape).to(dtype) for name, shape in shapes.items()}
 
@@ -212,6 +213,59 @@ def test_a_wrong_convolution_is_found(wrong):
     assert worst(wrong, conv_inputs(17)) > 1e-2
 
 
+# bfloat16 activations beside float32 parameters
+
+@pytest.mark.parametrize("backend", ["torch", "loop"])
+def test_bfloat16_goes_in_and_out_and_float32_computes(backend):
+    halved = lambda tensors: {name: tensor if tensor.ndim < 3 else tensor.bfloat16() for name, tensor in tensors.items()}
+    for function, tensors in ((selective_scan, halved(scan_inputs(82))), (causal_conv1d, halved(conv_inputs(82)))):
+        assert [tensor.dtype for tensor in output_and_gradients(partial(function, backend=backend), tensors)] == [torch.bfloat16, *(t.dtype for t in tensors.values())]
+        errors = errors_against_loop(partial(function, backend=backend), tensors)
+        assert all(error < (5e-6 if name in tensors and tensors[name].ndim < 3 else 1e-2) for name, error in errors.items()), errors
+    assert find_backend("auto", tensors["x"]) == "torch"
+
+
+def test_parameters_may_be_wider_but_not_narrower():
+    with pytest.raises(ValueError, match="A is torch.bfloat16 on cpu but u is torch.float32"):
+        selective_scan(**{name: t.bfloat16() if name == "A" else t for name, t in scan_inputs(3).items()})
+    with pytest.raises(ValueError, match="C is torch.float32 on cpu but u is torch.bfloat16"):
+        selective_scan(**{name: t if name == "C" else t.bfloat16() for name, t in scan_inputs(3).items()})
+    with pytest.raises(ValueError, match="weight is torch.float64 on cpu but x is torch.bfloat16"):
+        causal_conv1d(torch.zeros(1, 2, 3).bfloat16(), torch.zeros(3, 4).double())
+
+
+# Members through torch.vmap
+
+def members_of(inputs, names, **options):
+    "Three members' tensors, stacked where they are named, and their axes."
+    each = [inputs(9, seed=seed, **options) for seed in range(3)]
+    tensors = {name: torch.stack([member[name] for member in each]) if name in names else each[0][name] for name in each[0]}
+    return tensors, [0 if name in names else None for name in tensors]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [(b, d) for b in HERE for d in (torch.float32, torch.float64) if not BACKENDS[b].refusal(torch.zeros(1, dtype=d))])
+@pytest.mark.parametrize("shared", [(), ("A", "D", "dt_bias", "weight", "bias"), ("u", "B", "z", "x"), ("dt", "C", "bias")], ids=" ".join)
+def test_members_are_the_same_members_alone(backend, dtype, shared):
+    for function, inputs in ((selective_scan, scan_inputs), (causal_conv1d, conv_inputs)):
+        function = partial(function, backend=backend)
+        tensors, axes = members_of(inputs, [name for name in inputs(9) if name not in shared], dtype=dtype)
+        mapped, alone = ([tensor.clone().requires_grad_() for tensor in tensors.values()] for _ in range(2))
+        outputs = [torch.vmap(function, in_dims=tuple(axes))(*mapped)]
+        outputs.append(torch.stack([function(*(t if axis is None else t[m] for t, axis in zip(alone, axes))) for m in range(3)]))
+        for out in outputs: (out * torch.cos(torch.arange(out.numel(), dtype=dtype)).view_as(out)).sum().backward()
+        for a, b in zip((outputs[0].detach(), *(t.grad for t in mapped)), (outputs[1].detach(), *(t.grad for t in alone))):
+            torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=float(b.abs().max()) * (1e-6 if dtype == torch.float32 else 1e-14))
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_members_without_the_extras(backend):
+    tensors, axes = members_of(scan_inputs, list(scan_inputs(9)))
+    tensors = without(tensors, "D", "z", "dt_bias")
+    out = torch.vmap(partial(selective_scan, backend=backend))(*tensors.values())
+    alone = torch.stack([selective_scan(**{name: t[m] for name, t in tensors.items()}, backend=backend) for m in range(3)])
+    torch.testing.assert_close(out, alone, rtol=1e-5, atol=1e-6)
+
+
 # NaN, determinism, threads, autograd
 
 def with_nan(tensors, name):
@@ -343,7 +397,7 @@ def test_a_second_derivative_is_refused_not_wrong(function, tensors):
         torch.autograd.grad(function(**leaves).sum(), list(leaves.values()), create_graph=True)
 
 
-@pytest.mark.parametrize("backend", [*FAST, "loop"])
+@pytest.mark.parametrize("backend", HERE)
 def test_an_empty_batch(backend):
     tensors = scan_inputs(3)
     tensors = {name: tensor[:0] if tensor.ndim == 3 else tensor for name, tensor in tensors.items()}
@@ -397,7 +451,7 @@ def test_a_new_backend_is_one_row(monkeypatch):
     ({"u": torch.zeros(2, 0, 7)}, "only batch may be 0"),
     ({"C": torch.zeros(2, 3, 5, dtype=torch.float64)}, "C is torch.float64 on cpu but u is torch.float32 on cpu"),
     ({"D": torch.zeros(7, device="meta")}, "D is torch.float32 on meta but u is torch.float32 on cpu"),
-    ({"backend": "mamba"}, "unknown backend 'mamba': choose one of auto, numba, .*torch, loop"),
+    ({"backend": "mamba"}, "unknown backend 'mamba': choose one of auto, cuda, numba, .*torch, loop"),
 ])
 def test_bad_scan_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
@@ -420,7 +474,7 @@ def test_bad_conv_arguments_are_named(change, message):
 @pytest.mark.parametrize(("backend", "kind", "message"), [
     ("numba", {"dtype": torch.float64}, r"'numba' takes torch.float32, not torch.float64 \(usable here: torch, loop, or auto\)"),
     ("numba", {"device": "meta"}, "'numba' runs on cpu, not on meta.*convert the tensors first"),
-    ("torch", {"dtype": torch.int64}, "'torch' takes torch.float32 or torch.float64, not torch.int64"),
+    ("torch", {"dtype": torch.int64}, "'torch' takes torch.float32 or torch.float64 or torch.bfloat16, not torch.int64"),
     ("auto", {"dtype": torch.float16}, "'numba' takes.*'torch' takes.*'loop' takes.*convert the tensors first"),
 ])
 def test_a_backend_that_cannot_serve_says_why(backend, kind, message):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'scan_loop', 'linear_recurrence', 'scan_torch', 'conv_loop', 'conv_torch', 'Backend', 'find_backend',
-           'selective_scan', 'causal_conv1d', 'members_in_front', 'first_derivatives_only', 'errors_against_loop']
+           'selective_scan', 'causal_conv1d', 'errors_against_loop']
 
 # %% ../nbs/03_scan.ipynb #5010bf64
 from collections.abc import Callable
@@ -264,20 +264,6 @@ def causal_conv1d(
     """The convolution of `conv_loop`, by the fastest backend that can or by the one named; raises as `selective_scan`."""
     sizes = _check(_CONV_AXES, x=x, weight=weight, bias=bias)
     return _function("conv", backend, x, sizes)(x, weight, bias, silu)
-
-# %% ../nbs/03_scan.ipynb #787864b7
-def members_in_front(members: int, axes: tuple, inputs: tuple) -> list:
-    """Inputs of a function under torch.vmap, tensors with the members' axis in front, expanded where they have none."""
-    return [
-        x if not isinstance(x, Tensor) else x.expand(members, *x.shape) if axis is None else x.movedim(axis, 0)
-        for axis, x in zip(axes, inputs)
-    ]
-
-
-def first_derivatives_only(kernels: str) -> None:
-    """Raise RuntimeError in a backward pass that is itself recorded, as under create_graph=True."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"the {kernels} kernels have first derivatives only: use backend='torch' with create_graph=True")
 
 # %% ../nbs/03_scan.ipynb #4eec66bd
 def _values(function: Callable[..., Tensor], tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ import warnings
 import pytest
 import torch
 
-from iclrepro.attention import _tiles, attention_loop, causal_attention
+from iclrepro.attention import attention_loop, causal_attention
+from iclrepro.attention_triton import _tiles
 from iclrepro.prompts import Draws
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}

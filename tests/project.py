@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 # A module imports only what stands before it.
-MODULES = ("prompts tasks shifts scan scan_numba kernels scan_cuda diagonal_cuda attention blocks models fused baselines training evaluation results runs presets charts "
+MODULES = ("prompts tasks shifts scan scan_numba kernels scan_cuda diagonal_cuda attention attention_triton blocks models fused baselines training evaluation results runs presets charts "
            "experiments claims catalogue benchmarks disagreements cli").split()
 
 _config = ConfigParser()

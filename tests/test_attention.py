@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from project import ROOT
 
-from iclrepro import attention
+from iclrepro import attention, attention_triton
 from iclrepro.attention import BACKENDS, attention_loop, attention_torch, causal_attention
 from iclrepro.blocks import Attention
 from iclrepro.prompts import Draws
@@ -90,7 +90,8 @@ def undefined(qkv, n_heads): return attention_loop(qkv, n_heads) * torch.nan
 
 @pytest.mark.parametrize("wrong", [acausal, unscaled, interleaved, swapped, one_head, detached, undefined], ids=lambda wrong: wrong.__name__)
 def test_a_wrong_attention_is_found(wrong, monkeypatch):
-    monkeypatch.setitem(BACKENDS, "wrong", wrong)
+    monkeypatch.setattr(attention, "wrong", wrong, raising=False)
+    monkeypatch.setitem(BACKENDS, "wrong", "iclrepro.attention:wrong")
     with pytest.raises(AssertionError): cases.agrees("cpu", "wrong", 2, 9, 2, 8, tolerance=1e-2)
 
 
@@ -126,5 +127,5 @@ def test_kernels_that_cannot_serve_say_why(kind, width, message):
 def test_kernels_that_cannot_run_here_say_why(monkeypatch):
     if find_spec("triton"):
         with pytest.raises(ValueError, match="runs on cuda, or in Triton's interpreter .* not on cpu"): causal_attention(torch.zeros(1, 2, 48), 1, "triton")
-    monkeypatch.setattr(attention, "triton", None)
+    monkeypatch.setattr(attention_triton, "triton", None)
     with pytest.raises(ValueError, match="needs the package triton.*pip install triton"): causal_attention(torch.zeros(1, 2, 48), 1, "triton")

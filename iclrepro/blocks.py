@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import causal_attention
 from .prompts import Draws, lookup
 from .scan import causal_conv1d, selective_scan
 
@@ -117,10 +118,7 @@ class Attention(Block):
         reset_linear(self.out, draws, init, scale=depth**-0.5 if init == "gpt2" else 1.0)
 
     def mix(self, x: Tensor, draws: Draws | None = None) -> Tensor:
-        batch, length, d_model = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, d_model))
+        return self.out(causal_attention(self.qkv(x), self.n_heads))
 
     def flops(self, length: int) -> int:
         return super().flops(length) + 4 * length**2 * self.out.in_features

@@ -1,10 +1,12 @@
 """On a GPU: every task samples there and from the same distribution, every model and baseline says what it says on a CPU."""
 from dataclasses import replace
 
+import attention_cases
 import fused_cases
 import pytest
 import torch
 
+from iclrepro.attention import causal_attention
 from iclrepro.baselines import BASELINES, baseline
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, take
 from iclrepro.models import ARCHITECTURES, build_model, model_for, predict
@@ -191,3 +193,36 @@ def test_mamba_ssm_is_the_loop(length, channels, dtype, bound):
     assert max(errors_against_loop(scan_mamba_ssm, few).values()) < bound
     taps = {"x": tensors["u"], "weight": tensors["A"][:, :4].contiguous(), "bias": tensors["D"]}
     for silu in (True, False): assert max(errors_against_loop(lambda **t: causal_conv1d(**t, silu=silu, backend="mamba_ssm"), taps, silu=silu).values()) < bound
+
+
+@pytest.mark.parametrize("case", attention_cases.CASES, ids=lambda case: "-".join(str(getattr(part, "__name__", part)) for part in case))
+def test_attention_does_what_it_must(case): case[0]("cuda", "triton", *case[1:])
+
+
+def test_pytorchs_attention_does_what_it_must():
+    for case, *rest in attention_cases.CASES:
+        if case in (attention_cases.agrees, attention_cases.any_layout, attention_cases.members_of_members): case("cuda", "torch", *rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch, length, heads, width", [(64, 81, 8, 32), (64, 11, 8, 32), (16, 201, 8, 32), (8, 279, 8, 32), (2, 1023, 8, 32), (4, 81, 4, 64), (3, 300, 2, 128)])
+def test_attention_does_what_it_must_at_full_size(batch, length, heads, width, dtype):
+    attention_cases.agrees("cuda", "triton", batch, length, heads, width, dtype)
+    attention_cases.same_bytes("cuda", "triton", batch, length, 3 * heads * width, dtype=dtype)
+    attention_cases.captured("cuda", batch, length, heads, width, dtype)
+
+
+def test_attention_may_round_products_to_tf32():
+    with inner_precision("tf32"):
+        for length in (81, 201): attention_cases.agrees("cuda", "triton", 8, length, 8, 32, tolerance=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_four_members(dtype): attention_cases.members("cuda", "triton", 0, 4, 64, 81, 8, 32, dtype)
+
+
+def test_attention_on_a_gpu_is_the_kernels():
+    attention_cases.first_derivatives_only("cuda")
+    qkv = torch.ones(2, 81, 768, device="cuda")
+    assert causal_attention(qkv, 8).grad_fn is None and torch.equal(causal_attention(qkv, 8), causal_attention(qkv, 8, "triton"))
+    assert type(causal_attention(qkv.requires_grad_(), 8).grad_fn).__name__ == "_AttentionBackward"

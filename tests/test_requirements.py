@@ -42,10 +42,11 @@ def is_cuda(name): return name.startswith(("nvidia-", "cuda-")) or name == "trit
 def closure(roots):
     """The names of all that `roots` need in this environment, themselves included."""
     seen, queue = {}, list(roots)
+    ours = {canonicalize_name(requirement.name) for requirement in queue}
     while queue:
         requirement = queue.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if is_cuda(name) or name in seen and extras <= seen[name]: continue
+        if is_cuda(name) and name not in ours or name in seen and extras <= seen[name]: continue
         seen[name] = seen.get(name, frozenset()) | extras
         needed = map(Requirement, metadata.requires(name) or ())
         queue += [further for further in needed if applies(further, seen[name])]

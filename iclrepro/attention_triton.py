@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from .scan import first_derivatives_only
+from .kernels import first_derivatives_only
 from .scan_cuda import fused_members
 
 try:

@@ -170,9 +170,8 @@ extern "C" __global__ void __launch_bounds__(128, 3) diagonal_backward(const Dia
 """
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #484496fd
-from .kernels import launch
-from .scan import first_derivatives_only
-from .scan_cuda import _MACHINE, _rows, _vector, fused_members
+from .kernels import first_derivatives_only, fused_members, launch
+from .scan_cuda import _MACHINE, _rows, _vector
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #f25be127
 _PREPARE = r"""

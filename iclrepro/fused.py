@@ -29,7 +29,7 @@ def _here(x: Tensor) -> bool:
 
 
 @_jit
-def _add_norm_forward(H, DELTA, WEIGHT, BIAS, S, Y, MEAN, SCALE, rows, width, eps, ADD: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _add_norm_forward(H, DELTA, WEIGHT, BIAS, S, Y, MEAN, SCALE, rows, width, apart, eps, ADD: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     member = tl.program_id(1)
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inside, whole = (row[:, None] < rows) & (column[None, :] < width), column < width
@@ -42,8 +42,8 @@ def _add_norm_forward(H, DELTA, WEIGHT, BIAS, S, Y, MEAN, SCALE, rows, width, ep
     mean = tl.sum(s, 1) / width
     centred = tl.where(column[None, :] < width, s - mean[:, None], 0.0)
     scale = 1 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
-    weight = tl.load(WEIGHT + member * width + column, whole, 0.0)
-    bias = tl.load(BIAS + member * width + column, whole, 0.0)
+    weight = tl.load(WEIGHT + member * apart + column, whole, 0.0)  # apart: numbers from one member's parameters to the next
+    bias = tl.load(BIAS + member * apart + column, whole, 0.0)
     tl.store(Y + place, (centred * scale[:, None] * weight[None, :] + bias[None, :]).to(Y.dtype.element_ty), inside)
     last = tl.program_id(0) * ROWS + tl.arange(0, ROWS) < rows
     tl.store(MEAN + row, mean, last)
@@ -51,28 +51,35 @@ def _add_norm_forward(H, DELTA, WEIGHT, BIAS, S, Y, MEAN, SCALE, rows, width, ep
 
 
 @_jit
-def _add_norm_backward(S, WEIGHT, MEAN, SCALE, DY, DSTREAM, DH, DDELTA, PARTS, rows, width, STREAM: tl.constexpr, ADD: tl.constexpr, LOOPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    member, column = tl.program_id(1), tl.arange(0, WIDTH)
-    whole = column < width
-    weight = tl.load(WEIGHT + member * width + column, whole, 0.0)
-    d_weight, d_bias = tl.zeros((ROWS, WIDTH), tl.float32), tl.zeros((ROWS, WIDTH), tl.float32)
+def _add_norm_backward(S, WEIGHT, MEAN, SCALE, DY, DSTREAM, DH, DDELTA, rows, width, apart, STREAM: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    member = tl.program_id(1)
+    within, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    inside, row = (within[:, None] < rows) & (column[None, :] < width), member.to(tl.int64) * rows + within
+    place = row[:, None] * width + column[None, :]
+    mean, scale = tl.load(MEAN + row, within < rows, 0.0), tl.load(SCALE + row, within < rows, 0.0)
+    g = tl.load(DY + place, inside, 0.0).to(tl.float32) * tl.load(WEIGHT + member * apart + column, column < width, 0.0)[None, :]
+    normed = tl.where(inside, (tl.load(S + place, inside, 0.0) - mean[:, None]) * scale[:, None], 0.0)
+    d = (g - (tl.sum(g, 1) / width)[:, None] - normed * (tl.sum(g * normed, 1) / width)[:, None]) * scale[:, None]
+    if STREAM: d += tl.load(DSTREAM + place, inside, 0.0)
+    tl.store(DH + place, d, inside)
+    if ADD: tl.store(DDELTA + place, d.to(DDELTA.dtype.element_ty), inside)
+
+
+@_jit
+def _norm_sums(S, MEAN, SCALE, DY, PARTS, rows, width, LOOPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    member, column = tl.program_id(2), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    d_weight, d_bias = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for i in range(LOOPS):
-        within = (i * tl.num_programs(0) + tl.program_id(0)) * ROWS + tl.arange(0, ROWS)
-        inside, row = (within[:, None] < rows) & whole[None, :], member.to(tl.int64) * rows + within
+        within = (tl.program_id(1) * LOOPS + i) * ROWS + tl.arange(0, ROWS)
+        inside, row = (within[:, None] < rows) & (column[None, :] < width), member.to(tl.int64) * rows + within
         place = row[:, None] * width + column[None, :]
         mean, scale = tl.load(MEAN + row, within < rows, 0.0), tl.load(SCALE + row, within < rows, 0.0)
         dy = tl.load(DY + place, inside, 0.0).to(tl.float32)
-        normed = tl.where(inside, (tl.load(S + place, inside, 0.0) - mean[:, None]) * scale[:, None], 0.0)
-        g = dy * weight[None, :]
-        d = (g - (tl.sum(g, 1) / width)[:, None] - normed * (tl.sum(g * normed, 1) / width)[:, None]) * scale[:, None]
-        if STREAM: d += tl.load(DSTREAM + place, inside, 0.0)
-        tl.store(DH + place, d, inside)
-        if ADD: tl.store(DDELTA + place, d.to(DDELTA.dtype.element_ty), inside)
-        d_weight += dy * normed
+        d_weight += dy * (tl.load(S + place, inside, 0.0) - mean[:, None]) * scale[:, None]
         d_bias += dy
-    part = PARTS + (member * tl.num_programs(0) + tl.program_id(0)) * 2 * width + column
-    tl.store(part, tl.sum(d_weight, 0), whole)
-    tl.store(part + width, tl.sum(d_bias, 0), whole)
+    part = PARTS + (member * tl.num_programs(1) + tl.program_id(1)) * 2 * width + column
+    tl.store(part, tl.sum(d_weight, 0), column < width)
+    tl.store(part + width, tl.sum(d_bias, 0), column < width)
 
 # %% ../nbs/07b_fused.ipynb #5a6dbbae
 @_jit
@@ -216,11 +223,10 @@ from .blocks import Block
 from .models import SequenceModel
 
 # %% ../nbs/07c_equip.ipynb #10bf9939
-def _stacked(x: Tensor | None, dim: int | None, members: int) -> Tensor | None:
-    "What `vmap` hands over, (members, 1, …) in some order, as contiguous (members, …)."
-    if not isinstance(x, Tensor): return x
-    x = x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.flatten(0, 1).contiguous()
+def _stacked(members: int, dims: tuple, inputs: tuple) -> list:
+    "What `vmap` hands over, (members, 1, …) in some order, as (members, …)."
+    lead = (x.expand(members, *x.shape) if isinstance(x, Tensor) and dim is None else x.movedim(dim, 0) if isinstance(x, Tensor) else x for dim, x in zip(dims, inputs))
+    return [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in lead]
 
 
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:  # (members, rows, columns) -> (members, columns)
@@ -245,11 +251,13 @@ class _AddNorm(torch.autograd.Function):
     """(h, delta or None, weight, bias) -> (h + delta, its norm); h float32 (members, rows, width), weight (members, width)."""
     @staticmethod
     def forward(h, delta, weight, bias, eps, dtype):
-        members, rows, width = h.shape
+        (members, rows, width), apart = h.shape, weight.stride(0)
+        if apart != bias.stride(0) or weight.stride(1) != 1 or bias.stride(1) != 1: weight, bias, apart = weight.contiguous(), bias.contiguous(), width
+        h, delta = h.contiguous(), None if delta is None else delta.contiguous()
         s, y = (h if delta is None else torch.empty_like(h)), torch.empty_like(h, dtype=dtype)
         mean, scale = h.new_empty(members, rows), h.new_empty(members, rows)
         tile = _tile(width)
-        _add_norm_forward[(triton.cdiv(rows, tile["ROWS"]), members)](h, h if delta is None else delta, weight, bias, s, y, mean, scale, rows, width, eps, delta is not None, **tile)
+        _add_norm_forward[(triton.cdiv(rows, tile["ROWS"]), members)](h, h if delta is None else delta, weight, bias, s, y, mean, scale, rows, width, apart, eps, delta is not None, **tile)
         return (h.view_as(h) if delta is None else s), y, mean, scale
 
     @staticmethod
@@ -267,17 +275,18 @@ class _AddNorm(torch.autograd.Function):
         d_stream = None if d_stream is None else d_stream.contiguous()
         dh = torch.empty_like(s)
         d_delta = dh if ctx.added is None else torch.empty_like(s, dtype=ctx.added)
-        tile = _tile(width)
-        programs = min(792, triton.cdiv(rows, tile["ROWS"]))
-        parts = s.new_empty(members, programs, 2 * width)
-        _add_norm_backward[(programs, members)](s, weight, mean, scale, dy, dh if d_stream is None else d_stream, dh, d_delta, parts, rows, width, d_stream is not None, ctx.added is not None,
-                                             triton.cdiv(rows, tile["ROWS"] * programs), **tile)
+        tile, loops = _tile(width), triton.cdiv(rows, 32 * 64)
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        _add_norm_backward[(triton.cdiv(rows, tile["ROWS"]), members)](s, weight, mean, scale, dy, dh if d_stream is None else d_stream, dh, d_delta, rows, width, weight.stride(0),
+                                                                       d_stream is not None, ctx.added is not None, **tile)
+        parts = s.new_empty(members, triton.cdiv(rows, 32 * loops), 2 * width)
+        _norm_sums[(triton.cdiv(width, 32), parts.shape[1], members)](s, mean, scale, dy, parts, rows, width, loops, 32, 32)
         d_weight, d_bias = _summed(parts, torch.float32).view(members, 2, width).unbind(1)
         return dh, None if ctx.added is None else d_delta, d_weight, d_bias, None, None
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        out = _AddNorm.apply(*(_stacked(x, dim, info.batch_size) for x, dim in zip(inputs, in_dims)))
+        out = _AddNorm.apply(*_stacked(info.batch_size, in_dims, inputs))
         return tuple(x.unsqueeze(1) for x in out), (0,) * len(out)
 
 
@@ -293,8 +302,9 @@ class _Linear(torch.autograd.Function):
     def forward(x, weight, bias):
         with torch.autocast(x.device.type, enabled=False):
             if bias is None: return (x[0] @ weight[0].mT)[None] if len(x) == 1 else x @ weight.mT
-            if len(x) == 1: return torch.addmm(bias[0], x[0], weight[0].mT)[None]
-            return torch.baddbmm(bias[:, None], x, weight.mT)
+            y = x.new_empty(*x.shape[:2], weight.shape[1])
+            for e in range(len(x)): torch.addmm(bias[e], x[e], weight[e].mT, out=y[e])  # a batched product would first copy the bias to all rows
+            return y
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -311,7 +321,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        return _Linear.apply(*(_stacked(x, dim, info.batch_size) for x, dim in zip(inputs, in_dims))).unsqueeze(1), 0
+        x, *parameters = _stacked(info.batch_size, in_dims, inputs)
+        return _Linear.apply(x.contiguous(), *parameters).unsqueeze(1), 0
 
 # %% ../nbs/07c_equip.ipynb #140948e6
 class Pending:
@@ -337,8 +348,9 @@ def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype) -> tup
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    bias = None if module.bias is None else module.bias[None]
-    y = _Linear.apply(x.to(module.weight.dtype).reshape(1, -1, x.shape[-1]).contiguous(), module.weight[None], bias)
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else module.weight.dtype
+    weight, bias = (None if p is None else p.to(dtype)[None] for p in (module.weight, module.bias))
+    y = _Linear.apply(x.to(dtype).reshape(1, -1, x.shape[-1]).contiguous(), weight, bias)
     return y.view(*x.shape[:-1], -1)
 
 

@@ -145,7 +145,8 @@ def test_the_longest_run_is_begun_first(tmp_path):
     configs = [config("b", steps=20), config("d", steps=10), config("a", steps=40), config("c", steps=15)]
     told = []
     assert train_all([*configs, configs[1]], tmp_path, report=told.append) == {}
-    assert [progress.name for progress in told if progress.stage == "finished"] == ["a", "b", "c", "d"]
+    assert [c.name for c in sorted(configs, key=lambda c: record_of(c, tmp_path).stat().st_mtime_ns)] == ["a", "b", "c", "d"]
+    assert {progress.name for progress in told if progress.stage == "finished"} == set("abcd")
 
 
 def test_the_length_of_a_run_counts_points_widths_and_seeds_and_what_is_done(tmp_path):

@@ -141,9 +141,7 @@ class Shares(Stack):
         parts, weights = zip(*(weighed(prompt, self.rows) for prompt in prompts))
         weight = torch.stack(weights)
         losses = super().differentiate(list(parts))
-        if self.half: self.grad.add_(self.half[1])  # summed in float32, and in one message
         self.grad.mul_(weight[:, None])
-        if self.half: self.half[1].zero_()
         return losses * weight
 
     def learn(self, prompts: list[Prompt]) -> Tensor:  # (members,)

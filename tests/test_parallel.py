@@ -78,6 +78,7 @@ def test_gradients_of_shares_sum_to_that_of_the_batch(model, task, size):
 
     def differentiated(engine):
         engine.flat, engine.grad = engine.flat.double(), engine.grad.double()
+        engine.collectors = {}
         engine.reseed(4)
         prompts = [Prompt(*(part.double() if part.is_floating_point() else part for part in prompt)) for prompt in engine.draw(engine.stage(4))]
         return engine.differentiate(prompts), engine.grad, prompts

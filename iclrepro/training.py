@@ -450,10 +450,8 @@ class Stack:
         for group in self.groups:
             parameters = self.leaves(group)
             if len(group) > 1:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product_flash_attention_for_cpu")  # a GPU's attention has one
-                    loss = vmap(lambda parameters, member, *fields: loss_of_one(parameters, StackedDraws(self.draws["dropout"], member), *fields))(
-                        parameters, torch.arange(len(group), device=self.device), *map(torch.stack, zip(*prompts)))
+                loss = vmap(lambda parameters, member, *fields: loss_of_one(parameters, StackedDraws(self.draws["dropout"], member), *fields))(
+                    parameters, torch.arange(len(group), device=self.device), *map(torch.stack, zip(*prompts)))
             else: loss = loss_of_one(parameters, self.draws["dropout"][group[0]], *prompts[group[0]])
             gradients = torch.autograd.grad(loss.sum(), list(parameters.values()), materialize_grads=True)
             if group[0] not in self.collectors: self.collectors[group[0]] = Collector(self.grad[group[0]:group[-1] + 1], self.where)

@@ -20,11 +20,11 @@ from .training import PRECISIONS, TrainConfig
 
 # %% ../nbs/13g_precision.ipynb #f48ea881
 def precision_runs() -> dict[tuple[str, str], RunConfig]:
-    "The runs by model and precision: linear regression in 5 dimensions, 20 examples, 12,000 steps."
+    "The runs by model and precision: linear regression in 5 dimensions, 20 examples, 8,000 steps."
     task, runs = LinearRegression(dim=5, n_points=21), {}
     for model in ("transformer", "mambaformer"):
         for precision in PRECISIONS:
-            train = TrainConfig(task, model_for(task, model, "small", n_layers=4), Curriculum.constant(task), 12_000, (0, 1, 2, 3), lr=5e-4, schedule="cosine", precision=precision)
+            train = TrainConfig(task, model_for(task, model, "small", n_layers=4), Curriculum.constant(task), 8_000, (0, 1, 2, 3), lr=1e-3, schedule="cosine", precision=precision)
             runs[model, precision] = RunConfig(f"precision-{model}-{precision}", train, (Exam("none", task.n_points, n_prompts=5120, batch_size=256),))
     return runs
 

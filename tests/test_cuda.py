@@ -173,7 +173,8 @@ def test_a_fused_kernel_does_what_it_must(case): case[0]("cuda", *case[1:])
 
 
 @pytest.mark.parametrize("case", [(fused_cases.add_norm, 5184, 256, True, True), (fused_cases.add_norm, 5184, 256, True, False), (fused_cases.column_sums, 4, 5184, 1024, torch.bfloat16),
-                                  (fused_cases.adam, 4, 1_000_000, 0.5, 0.0, True), (fused_cases.adam, 1, 10_000_000, 0.5, 0.1, False)], ids=str)
+                                  (fused_cases.adam, 4, 1_000_000, 0.5, 0.0, True), (fused_cases.adam, 1, 10_000_000, 0.5, 0.1, False)],
+                         ids=lambda case: "-".join(str(getattr(part, "__name__", part)) for part in case))
 def test_a_fused_kernel_does_what_it_must_at_full_size(case): case[0]("cuda", *case[1:])
 
 

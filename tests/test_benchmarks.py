@@ -45,7 +45,7 @@ def saved_bytes(backend, shape=(4, 64, 32, 16)):
 
 def test_the_fused_scan_keeps_a_fraction_of_the_states():
     "A state every CHUNK tokens, and the output before the gate; the whole-tensor form keeps all states several times."
-    assert saved_bytes("numba")[0] == pytest.approx(1 / CHUNK + 1 / 16)
+    assert saved_bytes("numba")[0] == pytest.approx(1 / CHUNK + 1 / 16) and CHUNK >= 8
     assert saved_bytes("torch")[0] > 3 and saved_bytes("loop")[0] > 1
 
 

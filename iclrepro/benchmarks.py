@@ -204,11 +204,12 @@ def scan_errors(kind: str, function: Callable[..., Tensor], tensors: dict[str, T
 def contenders(
     kind: str,
     tensors: dict[str, Tensor],  # with members
+    names: Sequence[str] = (),   # default: the plain way and all backends
 ) -> dict[str, tuple[Callable[..., Tensor] | None, str]]:
     """By name, a function and how it serves members: "vmap", all at once; "one by one"; or "alone", for a single one. For a backend that should serve and does not: None, and why."""
     like = next(iter(tensors.values()))
     first, found = {name: t[0] for name, t in tensors.items()}, {}
-    for name in ("plain", *BACKENDS):
+    for name in names or ("plain", *BACKENDS):
         if name == "plain" and kind == "scan" and like.dtype != torch.float32: continue  # eager PyTorch does not mix dtypes
         if name != "plain" and (like.device.type not in BACKENDS[name].devices or like.dtype not in BACKENDS[name].dtypes): continue
         function = _PLAIN[kind] if name == "plain" else partial(_FRONTS[kind], backend=name)
@@ -227,6 +228,7 @@ def scan_times(
     shapes: Sequence[ScanShape] | None = None,  # default: SCAN_SHAPES of the device
     repeats: int = 20,
     change: str = "",                           # what is new, for the record
+    backends: Sequence[str] = (),               # default: the plain way and all backends
 ) -> pd.DataFrame:                              # a row an operation, shape, dtype and backend: microseconds, errors, facts
     "How long the scan and the convolution take in each backend, and how far they are from the float64 loop. Raises `ValueError` for a device that is not here."
     kind_of_device, known, rows = check_device(device).type, facts(device, change), []
@@ -235,7 +237,7 @@ def scan_times(
     with inner_precision("float32"):  # float32 is float32, in cuDNN too
         for kind, shape, dtype in cases:
             sets = [scan_tensors(kind, shape, dtype, device, step) for step in range(n_sets)]
-            for name, (function, way) in contenders(kind, sets[0]).items():
+            for name, (function, way) in contenders(kind, sets[0], backends).items():
                 row = {"operation": kind, "backend": name, "dtype": str(dtype).removeprefix("torch."), **vars(shape), **dict.fromkeys(("forward", "backward", "both", "low", "high", "error", "gradient_error"), float("nan"))}
                 if function is None:
                     rows.append({**row, "members_by": "", "timer": "", "note": way, **known})

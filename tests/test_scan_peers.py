@@ -14,17 +14,19 @@ SCAN = "mamba_ssm.ops.selective_scan_interface"
 
 
 def documented_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
-    "u, delta, z: (batch, channels, length), one dtype; A, D, delta_bias: float32; B, C: (batch, states, length). State and sums in float32."
+    "u, delta, z: (batch, channels, length), one dtype; A, D, delta_bias: float32; B, C: (batch, groups, states, length), or without groups. State and sums in float32."
     batch, channels, length = u.shape
     for tensor in (A, D, delta_bias): assert tensor is None or tensor.dtype == torch.float32
     for tensor in (delta, z): assert tensor is None or (tensor.shape, tensor.dtype) == (u.shape, u.dtype)
-    for tensor in (B, C): assert (tensor.shape, tensor.dtype) == ((batch, A.shape[1], length), u.dtype)
+    B, C = (t[:, None] if t.ndim == 3 else t for t in (B, C))
+    for tensor in (B, C): assert (tensor.shape, tensor.dtype) == ((batch, B.shape[1], A.shape[1], length), u.dtype) and channels % B.shape[1] == 0
+    B, C = (torch.repeat_interleave(t.float(), channels // t.shape[1], 1) for t in (B, C))
     steps = delta.float() if delta_bias is None else delta.float() + delta_bias[None, :, None]
     if delta_softplus: steps = F.softplus(steps)
     state, seen = torch.zeros(batch, channels, A.shape[1]), []
     for t in range(length):
-        state = torch.exp(torch.einsum("bd,dn->bdn", steps[..., t], A)) * state + torch.einsum("bd,bn->bdn", steps[..., t] * u[..., t].float(), B[..., t].float())
-        seen.append(torch.einsum("bdn,bn->bd", state, C[..., t].float()))
+        state = torch.exp(torch.einsum("bd,dn->bdn", steps[..., t], A)) * state + torch.einsum("bd,bdn->bdn", steps[..., t] * u[..., t].float(), B[..., t])
+        seen.append(torch.einsum("bdn,bdn->bd", state, C[..., t]))
     out = torch.stack(seen, 2)
     if D is not None: out = out + D[:, None] * u.float()
     return (out if z is None else out * F.silu(z.float())).to(u.dtype)
@@ -81,6 +83,34 @@ def test_causal_conv1d_is_asked_if_it_is_there_and_serves(packages, monkeypatch)
     assert torch.equal(conv_mamba_ssm(**conv_inputs(5, 8, 5)), conv_plain(**conv_inputs(5, 8, 5)))
     monkeypatch.setitem(sys.modules, "causal_conv1d", None)
     assert torch.equal(conv_mamba_ssm(**tensors), conv_plain(**tensors))
+
+
+def mapped(function, tensors, shared=(), **options):
+    dims = {name: None if name in shared else 0 for name in tensors}
+    return torch.vmap(lambda given: function(**given, **options), in_dims=(dims,))({name: t[0] if name in shared else t for name, t in tensors.items()})
+
+
+@pytest.mark.parametrize(("function", "inputs", "shared"), [
+    (scan_mamba_ssm, scan_inputs, ()), (scan_mamba_ssm, scan_inputs, ("u", "B")), (scan_mamba_ssm, scan_inputs, ("A", "D", "dt_bias")), (conv_mamba_ssm, conv_inputs, ()), (conv_mamba_ssm, conv_inputs, ("x",))])
+@pytest.mark.parametrize("channels", [7, 8])
+def test_members_under_vmap_are_each_alone(packages, function, inputs, shared, channels):
+    "Values and gradients, in one call of the kernel."
+    stacked = {name: torch.stack([t, *(t * (1 + 0.1 * k) for k in (1, 2))]) for name, t in inputs(9, channels).items()}
+    loop = scan_loop if function is scan_mamba_ssm else conv_loop
+    one_by_one = lambda **given: torch.stack([loop(**{name: t[0 if name in shared else k] for name, t in given.items()}) for k in range(3)])
+    sides = []
+    for way in (lambda **given: mapped(function, given, shared), one_by_one):
+        leaves = {name: t.clone().requires_grad_() for name, t in stacked.items()}
+        out = way(**leaves)
+        sides.append([out.detach(), *torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).cos()).sum(), list(leaves.values()))])
+    for ours, expected in zip(*sides): assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_members_are_one_call(packages, monkeypatch):
+    calls, kernel = [], sys.modules[SCAN].selective_scan_fn
+    monkeypatch.setattr(sys.modules[SCAN], "selective_scan_fn", lambda u, *rest: (calls.append(u.shape), kernel(u, *rest))[1])
+    mapped(scan_mamba_ssm, {name: torch.stack((t, t)) for name, t in scan_inputs(5).items()})
+    assert calls == [(2, 14, 5)]
 
 
 @pytest.mark.parametrize("length", [1, 3, 32])

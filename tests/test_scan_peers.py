@@ -16,6 +16,7 @@ SCAN = "mamba_ssm.ops.selective_scan_interface"
 def documented_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
     "u, delta, z: (batch, channels, length), one dtype; A, D, delta_bias: float32; B, C: (batch, groups, states, length), or without groups. State and sums in float32."
     batch, channels, length = u.shape
+    assert not any(torch._C._functorch.is_batchedtensor(t) for t in (u, delta, A, B, C, D, z, delta_bias) if t is not None)  # a kernel reads memory
     for tensor in (A, D, delta_bias): assert tensor is None or tensor.dtype == torch.float32
     for tensor in (delta, z): assert tensor is None or (tensor.shape, tensor.dtype) == (u.shape, u.dtype)
     B, C = (t[:, None] if t.ndim == 3 else t for t in (B, C))
@@ -35,7 +36,8 @@ def documented_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_so
 def documented_conv(x, weight, bias=None, seq_idx=None, initial_states=None, return_final_states=False, final_states_out=None, activation=None):
     "x: (batch, channels, length), time or channels innermost, the latter in eights only; weight: (channels, 2 to 4)."
     assert activation in (None, "silu", "swish") and 2 <= weight.shape[1] <= 4 and weight.ndim == 2
-    assert x.stride(2) == 1 or x.stride(1) == 1 and x.shape[1] % 8 == 0
+    assert not any(torch._C._functorch.is_batchedtensor(t) for t in (x, weight, bias) if t is not None)  # a kernel reads memory
+    assert x.stride(2) == 1 or x.stride(1) == 1 and all(number % 8 == 0 for number in (x.shape[1], x.stride(0), x.stride(2)))
     length = x.shape[2]
     padded = F.pad(x, (weight.shape[1] - 1, 0))
     y = sum(padded[..., k : k + length] * weight[:, k, None] for k in range(weight.shape[1])) + (0 if bias is None else bias[:, None])
@@ -74,6 +76,12 @@ def test_causal_conv1d_gets_what_it_documents(packages, channels, width, silu):
     tensors = conv_inputs(17, channels, width)
     assert worst(conv_mamba_ssm, tensors, silu=silu) < 1e-5
     assert worst(conv_mamba_ssm, without(tensors, "bias"), silu=silu) < 1e-5
+
+
+def test_causal_conv1d_gets_a_part_of_a_wider_tensor(packages):
+    wide = conv_inputs(5, 12)["x"]
+    tensors = {**conv_inputs(5, 8), "x": wide[..., :8]}
+    assert torch.equal(conv_mamba_ssm(**tensors), conv_mamba_ssm(**{**tensors, "x": wide[..., :8].contiguous()}))
 
 
 def test_causal_conv1d_is_asked_if_it_is_there_and_serves(packages, monkeypatch):

@@ -410,7 +410,18 @@ def entries(model: str, size: str, device: str) -> list[tuple[dict[str, object],
     precisions = list(PRECISIONS) if kind == "cuda" else ["float32"]
 
     def ours(config: TrainConfig) -> Callable[[], tuple[Callable[[], object], int]]:
-        return lambda: (Training(config, device).advance, config.log_every)
+        def make() -> tuple[Callable[[], object], int]:
+            training = Training(config, device)
+            side_by_side = kind == "cpu" and len(config.seeds) > 1  # as in a run, members then take a core each
+
+            def window() -> None:
+                threads = torch.get_num_threads()
+                if side_by_side: torch.set_num_threads(1)
+                try: training.advance()
+                finally: torch.set_num_threads(threads)
+
+            return window, config.log_every
+        return make
 
     def theirs(peer) -> Callable[[], tuple[Callable[[], object], int]]:
         return lambda: (PlainTraining(peer, step_config(model, size).model, work.n_points, device=device).step, 1)

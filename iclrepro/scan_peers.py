@@ -13,15 +13,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/03f_scan_peers.ipynb #60128a65
+def _is_mapped(*tensors: Tensor | None) -> bool:
+    """Whether `torch.vmap` stands over one of the tensors."""
+    return any(tensor is not None and torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors)
+
+
+def _in_front(info: object, in_dims: tuple[int | None, ...], tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The tensors that a vmap rule was given, with members as the first axis."""
+    lead = lambda t, dim: t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return [None if t is None else lead(t, dim) for t, dim in zip(tensors, in_dims)]
+
+
+def _side_by_side(t: Tensor | None) -> Tensor | None:
+    """(members, ..., channels) -> (..., members * channels)."""
+    return None if t is None else t.movedim(0, -2).flatten(-2)
+
+
+def _apart(y: Tensor, members: int) -> Tensor:
+    """(..., members * channels) -> (members, ..., channels)."""
+    return y.unflatten(-1, (members, -1)).movedim(-2, 0)
+
+# %% ../nbs/03f_scan_peers.ipynb #a48be5ae
+def _grouped_scan(u, dt, A, B, C, D, z, dt_bias, softplus):
+    """mamba-ssm's kernel; B and C are (batch, groups, length, states), and groups divide the channels."""
+    kernel = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    D, dt_bias = (None if vector is None else vector.float() for vector in (D, dt_bias))
+    return kernel(u.mT, dt.mT, A.float(), B.mT, C.mT, D, None if z is None else z.mT, dt_bias, softplus).mT
+
+
+class _MappedScan(torch.autograd.Function):
+    """What vmap does with the scan; autograd then sees the kernel itself."""
+    @staticmethod
+    def forward(*given): return scan_mamba_ssm(*given)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): raise NotImplementedError("mamba-ssm's scan is mapped once, by one torch.vmap: use backend='torch'")
+
+    @staticmethod
+    def vmap(info, in_dims, *given):
+        *tensors, softplus = given
+        u, dt, A, B, C, D, z, dt_bias = _in_front(info, in_dims, tensors)
+        u, dt, D, z, dt_bias = map(_side_by_side, (u, dt, D, z, dt_bias))
+        return _apart(_grouped_scan(u, dt, A.flatten(0, 1), B.transpose(0, 1), C.transpose(0, 1), D, z, dt_bias, softplus), info.batch_size), 0
+
+
 def scan_mamba_ssm(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None = None, z: Tensor | None = None, dt_bias: Tensor | None = None, softplus: bool = True,
 ) -> Tensor:  # (batch, length, channels), as are u, dt and z; the others as in scan_loop
     """`scan_loop` by mamba-ssm's CUDA kernel, float32 or bfloat16 with a float32 state; shapes are checked by `selective_scan`."""
-    kernel = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-    D, dt_bias = (None if vector is None else vector.float() for vector in (D, dt_bias))
-    gate = None if z is None else z.mT
-    return kernel(u.mT, dt.mT, A.float(), B.mT, C.mT, D, gate, dt_bias, softplus).mT
+    if _is_mapped(u, dt, A, B, C, D, z, dt_bias): return _MappedScan.apply(u, dt, A, B, C, D, z, dt_bias, softplus)
+    return _grouped_scan(u, dt, A, B[:, None], C[:, None], D, z, dt_bias, softplus)
 
 # %% ../nbs/03f_scan_peers.ipynb #bc3713d7
 def conv_plain(
@@ -35,6 +77,21 @@ def conv_plain(
     y = F.conv1d(x.mT, weight[:, None], bias, padding=width - 1, groups=channels)[..., : x.shape[1]].mT
     return F.silu(y) if silu else y
 
+# %% ../nbs/03f_scan_peers.ipynb #12d93a6f
+class _MappedConv(torch.autograd.Function):
+    """What vmap does with the convolution: members side by side as channels."""
+    @staticmethod
+    def forward(*given): return conv_mamba_ssm(*given)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): raise NotImplementedError("causal-conv1d is mapped once, by one torch.vmap: use backend='torch'")
+
+    @staticmethod
+    def vmap(info, in_dims, *given):
+        *tensors, silu = given
+        x, weight, bias = _in_front(info, in_dims, tensors)
+        return _apart(conv_mamba_ssm(_side_by_side(x), weight.flatten(0, 1), _side_by_side(bias), silu), info.batch_size), 0
+
 
 def conv_mamba_ssm(
     x: Tensor,  # (batch, length, channels)
@@ -43,11 +100,12 @@ def conv_mamba_ssm(
     silu: bool = True,
 ) -> Tensor:  # (batch, length, channels)
     """`conv_loop` by causal-conv1d's CUDA kernel, or by `conv_plain` where that is missing or does not serve the width."""
+    if _is_mapped(x, weight, bias): return _MappedConv.apply(x, weight, bias, silu)
     channels, width = weight.shape
     try: kernel = import_module("causal_conv1d").causal_conv1d_fn
     except ImportError: kernel = None
     if kernel is None or not 2 <= width <= 4: return conv_plain(x, weight, bias, silu)
-    x = x.mT if channels % 8 == 0 else x.mT.contiguous()
+    x = x.mT if channels % 8 == 0 and x.is_contiguous() else x.mT.contiguous()
     return kernel(x, weight, bias, activation="silu" if silu else None).mT
 
 # %% ../nbs/03f_scan_peers.ipynb #ebebad20

@@ -126,13 +126,23 @@ def test_the_comparison_divides_by_the_plain_way_and_mamba_ssm():
 
 # A step
 
-def test_a_step_of_ours_is_the_engines_and_of_a_peer_its_loop(tiny):
-    made = [(row, *make()) for row, make in entries("s4_mamba", "laptop", "cpu")]
-    assert [(row["who"], row["seeds"]) for row, *_ in made] == [("iclrepro", 1), ("iclrepro", 4), ("iclrepro", 8), ("PyTorch S4-Mamba by FFT", 1)]
-    for row, call, steps in made:
-        call()
-        if row["who"] == "iclrepro": assert steps == TINY.window == call.__self__.step and len(call.__self__.config.seeds) == row["seeds"]
-        else: assert steps == 1 and isinstance(call.__self__, peers.PlainTraining)
+def test_a_step_of_ours_is_the_engines_and_of_a_peer_its_loop(tiny, monkeypatch):
+    seen = []
+    class Watched(benchmarks.Training):
+        def advance(self):
+            super().advance()
+            seen.append((len(self.config.seeds), self.step, torch.get_num_threads()))
+    monkeypatch.setattr(benchmarks, "Training", Watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        made = [(row, *make()) for row, make in entries("s4_mamba", "laptop", "cpu")]
+        assert [(row["who"], row["seeds"]) for row, *_ in made] == [("iclrepro", 1), ("iclrepro", 4), ("iclrepro", 8), ("PyTorch S4-Mamba by FFT", 1)]
+        for _, call, _ in made: call()
+        assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(threads)
+    assert [steps for *_, steps in made] == [TINY.window] * 3 + [1] and seen == [(1, TINY.window, 2), (4, TINY.window, 1), (8, TINY.window, 1)]
+    assert isinstance(made[-1][1].__self__, peers.PlainTraining)
 
 
 def test_on_a_gpu_every_precision_takes_part_and_several_seeds_in_the_last(tiny, monkeypatch):

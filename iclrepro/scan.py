@@ -160,8 +160,7 @@ class Backend:
         return ""
 
 
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+def _dotted(version: tuple[int, int]) -> str: return ".".join(map(str, version))
 
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16)

@@ -325,8 +325,8 @@ def floors(config: TrainConfig, limits: dict[str, float]) -> dict[str, float]:
 
 # %% ../nbs/13f_step_speed.ipynb #598d28d1
 _CLASSES = {
-    "scan": re.compile(r"scan|conv(?!ert)|fft", re.I),
-    "products": re.compile(r"gemm|gemv|nvjet|cutlass|xmma|fmha|flash|attention|sdpa|splitk|cublas|linear|(?:^|[:_])(?:add|badd|b)?mm(?:$|_|backward)|matmul", re.I),
+    "scan": re.compile(r"scan|conv(?!ert)|fft|^diagonal_", re.I),
+    "products": re.compile(r"gemm|gemv|nvjet|cutlass|xmma|fmha|flash|attention|sdpa|splitk|cublas|linear|(?:^|[:_])(?:add|badd|b)?mm(?:$|_|backward)|matmul|^_(?:forward|backward_keys|backward_queries)$", re.I),
 }
 _KINDS = (*_CLASSES, "other")
 

@@ -223,7 +223,7 @@ def test_shares_are_of_the_call():
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("void selective_scan_bwd_kernel<Selective_Scan_bwd_kernel_traits<32, 4>>", "scan"), ("causal_conv1d_channellast_fwd_kernel", "scan"), ("void regular_fft<164u>", "scan"),
+    ("void selective_scan_bwd_kernel<Selective_Scan_bwd_kernel_traits<32, 4>>", "scan"), ("causal_conv1d_channellast_fwd_kernel", "scan"), ("void regular_fft<164u>", "scan"), ("scan_sums", "scan"), ("conv_backward", "scan"), ("diagonal_prepare_backward", "scan"), ("_forward", "products"), ("_backward_keys", "products"), ("_add_norm_forward", "other"),
     ("nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT", "products"), ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x64_8x5_nn_align1>", "products"), ("void gemmSN_NN_kernel<float>", "products"),
     ("fmha_cutlassB_f32_aligned_64x64_k32_sm80", "products"), ("void pytorch_flash::flash_fwd_kernel<>", "products"), ("void cublasLt::splitKreduce_kernel<32, 16>", "products"), ("aten::mm", "products"),
     ("aten::_addmm_activation", "products"), ("aten::linear", "products"), ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", "other"), ("Memcpy DtoD", "other"),

@@ -210,7 +210,8 @@ class Member:
 
         self.flat.data.copy_(spread_out(state["weights"]))
         saved, present = state["optimiser"].get(0, {}), self.optimiser.state.get(self.flat)
-        if not present: self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": {0: saved} if saved else {}})
+        if not present:  # a copy: the saved state stays what it was
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": {0: {key: spread_out(value).clone() for key, value in saved.items()}} if saved else {}})
         for key, value in (present or {}).items():  # in place: an engine may hold on to them
             if saved: value.copy_(spread_out(saved[key]))
             else: value.zero_()
@@ -234,7 +235,9 @@ class SideBySide:
     def window(self, steps: range) -> Tensor:  # (members, steps), on the CPU
         "Train on the batches of those steps; returns their losses."
         alone = lambda member: torch.stack([member.step(self.config, step) for step in steps])
-        with inner_precision(self.config.precision), ThreadPoolExecutor(len(self.members)) as pool: return torch.stack(list(pool.map(alone, self.members)))
+        with inner_precision(self.config.precision):
+            if len(self.members) == 1: return alone(self.members[0])[None]  # a thread of its own would start with a team of threads of its own
+            with ThreadPoolExecutor(len(self.members)) as pool: return torch.stack(list(pool.map(alone, self.members)))
 
 
 ENGINES = {"cpu": SideBySide}  # by the type of the device

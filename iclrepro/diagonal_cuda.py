@@ -34,10 +34,6 @@ struct Diagonal {
     float *kept, *g_shared;    // (row, part, channels, GROUPS, 8); (row, 4 PAIRS + 1, channels), backward only
     int u_row, g_out_row, length, batch, keep;
 };
-DEVICE float number(float x) { return x; }
-DEVICE float number(unsigned short bits) { return __uint_as_float((unsigned)bits << 16); }
-DEVICE void put(float* to, float x) { *to = x; }
-DEVICE void put(unsigned short* to, float x) { *to = to_bfloat16(x); }
 DEVICE float over_groups(float x) {
     #pragma unroll
     for (int bits = 1; bits < GROUPS; bits *= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
@@ -171,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) diagonal_backward(const Dia
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #484496fd
 from .kernels import first_derivatives_only, fused_members, launch
-from .scan_cuda import _MACHINE, _rows, _vector
+from .scan_cuda import _MACHINE, _NUMBERS, _rows, _source, _vector
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #f25be127
 _PREPARE = r"""
@@ -231,8 +227,7 @@ extern "C" __global__ void __launch_bounds__(128) diagonal_prepare_backward(cons
 # %% ../nbs/03i_diagonal_parameters.ipynb #08586154
 def _diagonal_source(dtype: torch.dtype, channels: int, pairs: int) -> str:
     "C++ of both ways, with the constants that it is compiled for."
-    io = {torch.float32: "float", torch.bfloat16: "unsigned short"}[dtype]
-    return f"typedef {io} IO;\nconstexpr int CHANNELS = {channels}, PAIRS = {pairs}, GROUPS = {pairs // 4};\n" + _MACHINE + _DIAGONAL + _DIAGONAL_BACKWARD + _PREPARE
+    return _source((_MACHINE, _NUMBERS, _DIAGONAL, _DIAGONAL_BACKWARD, _PREPARE), dtype, CHANNELS=channels, PAIRS=pairs, GROUPS=pairs // 4)
 
 
 class _Diagonal(torch.autograd.Function):

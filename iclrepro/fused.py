@@ -219,16 +219,12 @@ from typing import Any
 import torch.nn as nn
 import torch.nn.functional as F
 
+from .attention_triton import compiles
 from .blocks import Block
+from .kernels import fused_members
 from .models import SequenceModel
 
 # %% ../nbs/07c_equip.ipynb #10bf9939
-def _stacked(members: int, dims: tuple, inputs: tuple) -> list:
-    "What `vmap` hands over, (members, 1, …) in some order, as (members, …)."
-    lead = (x.expand(members, *x.shape) if isinstance(x, Tensor) and dim is None else x.movedim(dim, 0) if isinstance(x, Tensor) else x for dim, x in zip(dims, inputs))
-    return [x.flatten(0, 1) if isinstance(x, Tensor) else x for x in lead]
-
-
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:  # (members, rows, columns) -> (members, columns)
     "Sums over rows, added in float32 in a fixed order."
     if not _here(x): return x.float().sum(1).to(dtype)
@@ -286,8 +282,7 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        out = _AddNorm.apply(*_stacked(info.batch_size, in_dims, inputs))
-        return tuple(x.unsqueeze(1) for x in out), (0,) * len(out)
+        return fused_members(_AddNorm.apply, info.batch_size, in_dims, inputs)
 
 
 def _tile(width: int) -> dict[str, int]:
@@ -301,10 +296,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias):
         with torch.autocast(x.device.type, enabled=False):
-            if bias is None: return (x[0] @ weight[0].mT)[None] if len(x) == 1 else x @ weight.mT
+            if bias is None: return ((x[0] @ weight[0].mT)[None] if len(x) == 1 else x @ weight.mT,)
             y = x.new_empty(*x.shape[:2], weight.shape[1])
             for e in range(len(x)): torch.addmm(bias[e], x[e], weight[e].mT, out=y[e])  # a batched product would first copy the bias to all rows
-            return y
+            return (y,)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -321,8 +316,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        x, *parameters = _stacked(info.batch_size, in_dims, inputs)
-        return _Linear.apply(x.contiguous(), *parameters).unsqueeze(1), 0
+        return fused_members(_Linear.apply, info.batch_size, in_dims, inputs)
 
 # %% ../nbs/07c_equip.ipynb #140948e6
 class Pending:
@@ -350,7 +344,7 @@ def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype) -> tup
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else module.weight.dtype
     weight, bias = (None if p is None else p.to(dtype)[None] for p in (module.weight, module.bias))
-    y = _Linear.apply(x.to(dtype).reshape(1, -1, x.shape[-1]).contiguous(), weight, bias)
+    (y,) = _Linear.apply(x.to(dtype).reshape(1, -1, x.shape[-1]).contiguous(), weight, bias)
     return y.view(*x.shape[:-1], -1)
 
 
@@ -378,6 +372,4 @@ def equip(model: SequenceModel) -> None:
 def runs_kernels(device: torch.device) -> bool:
     "Whether this chapter's kernels run for tensors there: on a GPU for which Triton can compile, or anywhere in Triton's interpreter."
     if triton is None or device.type not in ("cuda", "cpu"): return False
-    if device.type == "cpu": return triton.knobs.runtime.interpret
-    try: return column_sums(torch.ones(1, 2, 1, device=device), torch.float32).item() == 2
-    except Exception: return False
+    return compiles(device) if device.type == "cuda" else triton.knobs.runtime.interpret

@@ -126,7 +126,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .models import SequenceModel, build_model, predict
-from .prompts import Draws, Prompt, Replay
+from .prompts import Draws, Prompt
 
 # %% ../nbs/07a_engine.ipynb #649011a3
 def flatten(
@@ -171,18 +171,11 @@ class Member:
         self.flat = flatten(self.model, align, buffers)
         # With a decay of 0 this is Adam, operation by operation.
         self.optimiser = torch.optim.AdamW([self.flat], lr=self.lr, weight_decay=config.weight_decay, fused=True)
-        self.sampler: tuple[tuple[int, int], Replay] | None = None  # the curriculum's stage, and its sampler
-
-    def prompt(self, config: TrainConfig, step: int) -> Prompt:
-        "The batch of a step; on a GPU valid until the next one is drawn."
-        stage = config.curriculum.points.at(step), config.curriculum.dims.at(step)
-        if self.sampler is None or self.sampler[0] != stage:
-            self.sampler = stage, Replay(lambda draws: config.task.sample(draws, config.batch_size, *stage), self.flat.device, config.task.replayable)
-        return self.sampler[1](self.seed, step)
 
     def step(self, config: TrainConfig, step: int) -> Tensor:
         "Train on the batch of that step; returns its loss, a scalar on the device."
-        prompt = self.prompt(config, step)
+        points, dims = config.curriculum.points.at(step), config.curriculum.dims.at(step)
+        prompt = config.task.sample(Draws(self.seed, step, device=self.flat.device), config.batch_size, points, dims)
         loss = config.task.loss(predict(self.model, prompt, Draws(self.seed, step, "dropout", self.flat.device)), prompt)
         self.flat.grad.zero_()
         loss.backward()

@@ -71,13 +71,7 @@ def known(monkeypatch):
     for name, cls in TASKS_HERE.items(): monkeypatch.setitem(TASKS, name, cls)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "As workers have."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(name="short", task=None, steps=30, **changes):

@@ -25,13 +25,7 @@ from transformers import GPT2Config, GPT2Model, MambaConfig  # noqa: E402
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP  # noqa: E402
 from transformers.models.mamba.modeling_mamba import MambaMixer  # noqa: E402
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Tensors this small are slower with more, and the members of a run train side by side as it is."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value of each tensor

@@ -246,13 +246,7 @@ def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "The command line sets the number of threads of this process to 1; leave it as it was."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -30,13 +30,7 @@ from iclrepro.training import NonFiniteLoss, Stack, TrainConfig, Training
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Tensors this small are slower with more."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config_of(model="transformer", task=None, steps=15, seeds=(3, 7), curriculum=None, n_layers=1, **changes):

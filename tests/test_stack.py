@@ -12,13 +12,7 @@ from iclrepro.training import NonFiniteLoss, SideBySide, Stack, TrainConfig, Tra
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Tensors this small are slower with more."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(name):

@@ -27,13 +27,7 @@ from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparsePari
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    "Tensors this small are slower with more, and the members of a run train side by side as it is."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train_config(name="transformer", task=None, **changes):

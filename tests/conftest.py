@@ -1,0 +1,12 @@
+"""What several test files ask for."""
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "Tensors of tests are slower with more, members of a run train side by side as it is, workers and the command line have one, and what they set is undone."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 from test_blocks_models import (  # noqa: F401
-    DTYPES, assert_constant, assert_equal, assert_uniform, block_of, count, counted, gradients, no_downcast, one_thread, with_gradients)
+    DTYPES, assert_constant, assert_equal, assert_uniform, block_of, count, counted, gradients, no_downcast, with_gradients)
 from transformers import RwkvConfig, RwkvModel
 from transformers.models.rwkv.modeling_rwkv import RwkvBlock, RwkvFeedForward, RwkvSelfAttention
 
@@ -16,6 +16,7 @@ from iclrepro.prompts import Draws
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import TrainConfig, Training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = pytest.mark.parametrize("cls", [RWKVTime, RWKVChannel, LSTM])
 
 

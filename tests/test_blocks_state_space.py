@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import stats
 from scipy.signal import cont2discrete
 from test_blocks_models import (  # noqa: F401
-    DTYPES, assert_equal, assert_normal, assert_uniform, block_of, count, one_thread, perturbed, with_gradients)
+    DTYPES, assert_equal, assert_normal, assert_uniform, block_of, count, perturbed, with_gradients)
 
 from iclrepro.blocks import DIRECT_UP_TO, S4D, DiagonalSSM, S4DPost, S4Mamba, convolve_direct, convolve_fft, s4d_loop
 from iclrepro.models import ModelConfig, build_model
@@ -17,6 +17,7 @@ from iclrepro.prompts import Draws
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import TrainConfig, Training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCK_NAMES = pytest.mark.parametrize("cls", [S4D, S4DPost, S4Mamba])
 
 

@@ -149,7 +149,9 @@ def test_with_bfloat16_products_are_rounded_and_the_ends_are_not():
     assert rounded.dtype == torch.float32 and 1e-4 < (rounded - plain).norm() / plain.norm() < 3e-2
 
 
-def test_settings_of_torch_are_left_as_they_were():
+@pytest.mark.parametrize("fill", [True, False])
+def test_settings_of_torch_are_left_as_they_were(fill, monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", fill)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     for precision in ("tf32", "bfloat16"):
         with pytest.raises(KeyError), inner_precision(precision), in_order():

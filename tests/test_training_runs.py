@@ -22,7 +22,7 @@ from iclrepro.experiments import experiment_runs
 from iclrepro.models import TITLES, ModelConfig, architecture, build_model, predict
 from iclrepro.prompts import Draws
 from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
-from iclrepro.runs import RunConfig, WrongRun, check_device, find_record, load_cost, run
+from iclrepro.runs import RunConfig, RunLock, WrongRun, check_device, find_record, load_cost, run
 from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision
 
@@ -110,6 +110,18 @@ def test_the_loss_curve_is_the_mean_of_each_window():
     assert steps == [10, 20, 23]
     for member, losses in enumerate(training.losses.tolist()):
         assert curve[member].tolist() == pytest.approx([np.mean(losses[:10]), np.mean(losses[10:20]), np.mean(losses[20:])], rel=1e-6)
+
+
+def test_a_saved_state_can_be_loaded_twice():
+    config = train_config("transformer", steps=23)
+    whole, begun = trained(config), Training(config)
+    begun.advance()
+    state = begun.state_dict()
+    for _ in range(2):
+        resumed = Training(config)
+        resumed.load_state_dict(state)
+        while not resumed.finished: resumed.advance()
+        assert_same_state(resumed.state_dict(), whole.state_dict())
 
 
 @pytest.mark.parametrize("name", ["transformer", "mambaformer"])
@@ -273,6 +285,11 @@ def test_two_processes_at_once_make_one_record(never_stopped, tmp_path):
         assert [child.rest() for child in (a, b)] == [0, 0]
     assert sorted((child.stages() for child in (a, b)), key=len) == [{"waiting for another process"}, {"training", "examining", "finished"}]
     assert_same_run(config, tmp_path, whole)
+
+
+def test_a_lock_ignores_a_file_that_another_process_finishes_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / f".config.json.{'0' * 32}"]))
+    with RunLock(tmp_path): assert (tmp_path / "lock").exists()
 
 
 def test_a_waiting_process_takes_over_from_a_killed_one(never_stopped, tmp_path):

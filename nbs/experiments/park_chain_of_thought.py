@@ -65,19 +65,21 @@ ours = score_rows(numbers, list(records), ["none"])
 ours[["who", "size", "k"]] = ours.who.str.rsplit(", ", n=2).tolist()
 theirs = published("park_cot").rename(columns={"model": "who", "squared_error": "value"}).assign(line="paper", k=lambda table: "k " + table.hidden.astype(str))
 if d != 10: theirs = theirs[:0]
+models = pd.DataFrame({"who": ours.who.unique(), "examples": last, "seed": "all"})  # without numbers: every panel knows all colours
 seen = pd.concat([ours.value, theirs.value])
 y_domain = (max(seen[seen > 0].min() / 1.5, 1e-4), 2 * d)
 
 def panel(size, k):
     "One size of model on one width of the hidden layer, ours and the paper's."
     here, paper = (rows[(rows["size"] == size) & (rows.k == k)] for rows in (ours, theirs))
+    here = pd.concat([here, models])
     chart = score_chart(here, last, "squared error of y", published=paper if len(paper) else None, log_y=True, y_domain=y_domain, width=190, height=190)
     marks = [alt.Chart(paper[paper.who == who]).mark_point(shape="diamond", size=30, color=MODEL_COLOURS[who]).encode(x="examples:Q", y="value:Q") for who in paper.who.unique()]
     return alt.layer(chart, *marks).properties(title=alt.TitleParams(f"{size}, {k}", fontSize=12, anchor="middle"))
 
 order = ["tiny", "small", "standard"]
 widths = sorted({train.task.hidden for train in trains.values()})
-middle = next((train.task.hidden for label, train in trains.items() if ", small, " not in label), widths[len(widths) // 2])
+middle = next((train.task.hidden for label, train in trains.items() if config_of(records[label]).name.startswith("chain_of_thought-")), widths[len(widths) // 2])
 sizes = [(size, f"k {middle}") for size in order if ((ours["size"] == size) & (ours.k == f"k {middle}")).any()]
 steps = [("small", f"k {k}") for k in widths if ((ours["size"] == "small") & (ours.k == f"k {k}")).any()]
 rows = [alt.hconcat(*(panel(*which) for which in row)).resolve_scale(color="shared") for row in (sizes, steps) if row]
@@ -89,9 +91,9 @@ def ratio(size, k):
     errors = {who: numbers["value"].sel(who=f"{who}, {size}, {k}", shift="none", examples=last).item() for who in ("Transformer", "Mamba") if f"{who}, {size}, {k}" in records}
     return errors["Mamba"] / errors["Transformer"] if len(errors) == 2 else None
 
-found = {" ".join(which): value for which in dict.fromkeys(sizes + steps) if (value := ratio(*which)) is not None}
-finding = f"Mamba's error over the Transformer's after {last} examples: " + ", ".join(f"{value:.2g} ({name})" for name, value in found.items())
-notes = ["Diamonds, dashed: Park et al." if len(theirs) else "This tier's networks, models and training are far smaller than the paper's and cannot speak of its figure.", *left_out(settings, records)]
+found = {name: ratio(size, k) for size, k in dict.fromkeys(sizes + steps) for name in [size if k == f"k {middle}" else k]}
+finding = "Mamba's error over the Transformer's: " + ", ".join(f"{name} {value:.2g}" for name, value in found.items() if value is not None)
+notes = ["Diamonds, dashed: Park et al." if len(theirs) else "Networks, models and training are far smaller than the paper's.", *left_out(settings, records)]
 chart = with_face(alt.vconcat(*rows).resolve_scale(color="shared"), finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -88,9 +88,9 @@ right = alt.layer(
 # %%
 accuracy = table.iloc[:, 0]
 reached = {who: steps_to_reach(numbers, who) for who in records}
-finding = f"Accuracy on new languages: " + ", ".join(f"{who} {accuracy[who]:.3f}" for who in records)
-notes = ["Dashes: entropy of the next symbol.", *([] if settings.tier in ("gpu", "paper") else ["This tier's languages are far smaller than RegBench's, and its models and training too."]), *left_out(settings, records)]
-bands = ("Line: mean; band: 5–95 % bootstrap over seeds and prompts, models only;", "thin lines: single seeds. Accuracy up to the dotted rule, half of the room for tokens, beyond which few prompts go.")
+finding = "Accuracy on new languages: " + ", ".join(f"{who} {accuracy[who]:.3f}" for who in records)
+notes = ["Dashes: entropy of the next symbol.", *([] if settings.tier in ("gpu", "paper") else ["Languages, models and training are far smaller than RegBench's."]), *left_out(settings, records)]
+bands = ("Line: mean; band: 5–95 % bootstrap over seeds and prompts, models only;", "thin lines: single seeds. Accuracy is shown for half of the tokens there is room for (dotted rule).")
 chart = with_face(alt.hconcat(left, right).resolve_scale(color="independent"), finding, settings.tier, notes, bands)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -73,7 +73,6 @@ widths = sorted(points.width.unique(), key=lambda text: int(text.split()[-1]))
 y = alt.Y("value:Q", title="squared error / d", scale=alt.Scale(type="log", domain=[min(0.5 * min(points.low.min(), seeds.value.min()), 0.1), 2], nice=False))
 x, offset = alt.X("model:N", sort=models, title=None, axis=alt.Axis(labelAngle=-20)), alt.XOffset("width:N", sort=widths)
 colour = alt.Color("model:N", legend=None, scale=alt.Scale(domain=models, range=[MODEL_COLOURS[model] for model in models]))
-filled = alt.Fill("width:N", sort=widths, title=None, scale=alt.Scale(domain=widths, range=["white", "black"][-len(widths):]), legend=alt.Legend(symbolStrokeColor="black"))
 
 def panel(prompt):
     "One kind of prompt: a point a model and width."
@@ -83,7 +82,8 @@ def panel(prompt):
     task = next(trains[label].task for label in groups[prompt])
     title = f"{task.n_points} pairs, {task.n_queries} {'query' if task.n_queries == 1 else 'queries'}"
     return alt.layer(nothing, here.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="squared error / d"), y2="high:Q"), single,
-                     here.mark_point(size=70, filled=True, strokeWidth=2, stroke="black", opacity=1).encode(y=y, fill=filled)).properties(width=260, height=260, title=alt.TitleParams(title, fontSize=12, anchor="middle"))
+                     here.transform_filter(alt.datum.width == widths[-1]).mark_point(size=70, filled=True, opacity=1).encode(y=y),
+                     here.transform_filter(alt.datum.width != widths[-1]).mark_point(size=70, fill="white", opacity=1).encode(y=y)).properties(width=260, height=260, title=alt.TitleParams(title, fontSize=12, anchor="middle"))
 
 panels = [panel(prompt) for prompt, group in groups.items() if group]
 
@@ -103,7 +103,7 @@ if placed:
 best = points[points.width == widths[-1]].set_index(["prompt", "model"]).value
 finding = f"Error at {widths[-1]}, many queries: " + ", ".join(f"{model} {best['many queries', model]:.2g}" for model in models if ("many queries", model) in best.index)
 notes = [*([] if settings.tier in ("gpu", "paper") else ["This tier's lists and models are far smaller than the paper's."]), *left_out(settings, records)]
-bands = ("Point: mean; bar: 5–95 % bootstrap over seeds and prompts; ticks: single seeds.", "Dashes: answering 0. Looking up the nearest key has error 0.")
+bands = ("Point: mean; bar: 5–95 % bootstrap over seeds and prompts; ticks: single seeds.", "Filled: the width of the title; hollow: half of it. Dashes: answering 0. Looking up the nearest key has error 0.")
 chart = with_face(alt.hconcat(*panels).resolve_scale(color="shared"), finding, settings.tier, notes, bands)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -326,7 +326,7 @@ def _sized(n_layers: int, d_model: int, tier: str) -> Size:
     if tier in ("smoke", "laptop"):
         task = SparseParity(4, 8 if tier == "smoke" else 20)
         small = dict(smoke=dict(steps=20, lr=1e-3, n_prompts=128, log_every=10, batch_size=16), laptop=dict(steps=1500, lr=3e-3, log_every=50))[tier]
-        return Size(task, Curriculum.constant(task), n_layers, n_layers, d_model, 2 if tier == "smoke" else 4, test_points=task.n_points, seeds=(0, 1), stop_below=learnt_loss(task, 0.05), **small)
+        return Size(task, Curriculum.constant(task), n_layers, n_layers, d_model, 2 if tier == "smoke" else 4, test_points=task.n_points, seeds=(0, 1), stop_below=learnt_loss(task, 0.075), **small)
     task = SparseParity(10, 140)
     budget = dict(gpu=dict(steps=150_000, seeds=(0, 1, 2), precision="tf32"), paper=dict(steps=500_001, seeds=(0, 1, 2, 3, 4)))[tier]
     return Size(task, Curriculum.constant(task), n_layers, n_layers, d_model, 8, lr=4e-4, test_points=140, stop_below=learnt_loss(task, 0.05), log_every=500, **budget)

@@ -420,7 +420,7 @@ CHAIN_WIDTHS = {"smoke": (1, 2, 3), "laptop": (1, 2, 4), "gpu": (4, 8, 16), "pap
 
 CHAIN_SIZES = {
     "smoke": Size(ChainOfThought(3, 8, 2), Curriculum(Ramp(3, 3), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 20, 1e-3, 8, (0, 1), n_prompts=128, log_every=10, batch_size=16, clip=None),
-    "laptop": Size(ChainOfThought(3, 16, 2), Curriculum(Ramp(3, 3), Ramp(8, 16, 4, 100)), 2, 2, 32, 4, 700, 3e-3, 16, (0, 1), n_prompts=640, clip=None),
+    "laptop": Size(ChainOfThought(3, 16, 2), Curriculum(Ramp(3, 3), Ramp(8, 16, 4, 100)), 2, 2, 32, 4, 600, 3e-3, 16, (0, 1), n_prompts=640, clip=None),
     "gpu": Size(ChainOfThought(), PAPER_CURRICULA["chain_of_thought"], 6, 6, 128, 4, 100_000, 1e-4, 101, clip=None, precision="tf32"),
     "paper": Size(ChainOfThought(), PAPER_CURRICULA["chain_of_thought"], 6, 6, 128, 4, 500_001, 1e-4, 101, clip=None),
 }  # the middle of both panels
@@ -485,7 +485,7 @@ _REGBENCH = FormalLanguages(n_languages=5000)
 _REGULAR = dict(schedule="warmup_cosine", weight_decay=0.1, batch_size=32, shifts=("new_languages",))
 TASK_SIZES["formal_languages"] = {
     "smoke": Size(replace(_SMALL, n_points=3, max_length=5), Curriculum.constant(replace(_SMALL, n_points=3)), 1, 1, 16, 2, 30, 3e-3, 3, (0, 1), n_prompts=128, log_every=10, **_REGULAR),
-    "laptop": Size(_SMALL, Curriculum.constant(_SMALL), 2, 2, 32, 4, 800, 3e-3, 6, (0, 1), log_every=20, **_REGULAR),
+    "laptop": Size(_SMALL, Curriculum.constant(_SMALL), 2, 2, 32, 4, 1000, 3e-3, 6, (0, 1), log_every=20, **_REGULAR),
     "gpu": Size(_REGBENCH, Curriculum.constant(_REGBENCH), 2, 2, 128, 8, 10_000, 5e-4, 20, precision="tf32", **_REGULAR),
     "paper": Size(_REGBENCH, Curriculum.constant(_REGBENCH), 2, 2, 128, 8, 31_250, 5e-4, 20, **_REGULAR),
 }

@@ -102,12 +102,13 @@ def test_two_hundred_recorded_steps_are_those_of_a_naive_loop(model, task):
 @pytest.mark.parametrize("model", ["transformer", "mambaformer"])
 def test_the_same_run_gives_the_same_bytes_and_resumes_exactly(model, precision):
     config = run_of(make_task("linear_regression"), model, 30, precision=precision)
+    if precision == "tf32": config = replace(config, steps=60, stop_below=1.001 * trained(config).loss_curve()[1][:, 2].max().item())  # so that it may end early
     first = Training(config, "cuda")
     first.advance()
     state = first.state_dict()
     while not first.finished: first.advance()
     for other in (trained(config), trained(config, state)):
-        assert torch.equal(other.losses, first.losses)
+        assert other.step == first.step <= 30 and torch.equal(other.losses[:, :first.step], first.losses[:, :first.step])
         for a, b in zip(other.members, first.members): assert torch.equal(a.flat, b.flat)
 
 

@@ -268,8 +268,7 @@ def gather(
         alone = alone[list(names)].rename(names).drop_attrs().assign_coords(seed=[config.train.seeds[0]])
         parts.append(alone.assign(by_seed=alone["by_seed"].where(False)))  # a baseline has no seeds
     numbers = xr.concat(parts, pd.Index([*records, *baselines], name="who"), join="outer", data_vars="all", coords="minimal", compat="equals")
-    numbers = numbers.reindex(shift=[exam.shift for exam in config.exams])  # joining different ones sorts them
-    task = config.train.task
+    numbers, task = numbers.reindex(shift=[exam.shift for exam in config.exams]), config.train.task  # joining different shifts sorts them
     return numbers.assign_attrs(dim=task.dim, trained_to=task.n_points - 1, score=task.score_label, **standing_on(settings, records, files))
 
 

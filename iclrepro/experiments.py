@@ -58,13 +58,13 @@ class Size:
 
 
 TASK_SIZES: dict[str, dict[str, Size]] = {}  # study -> tier -> size; the chapters of the experiments add their own
+_FOUR = {"shifts": ("none", "noisy", "skewed", "orthants")}
 TASK_SIZES["linear_regression"] = {
-    "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10),
-    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 3000, 1e-3, 64, (0, 1)),
-    "gpu": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 100_000, 1e-4, 161),
-    "paper": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 500_001, 1e-4, 161),
+    "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10, **_FOUR),
+    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 3000, 1e-3, 64, (0, 1), **_FOUR),
+    "gpu": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 100_000, 1e-4, 161, **_FOUR),
+    "paper": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 500_001, 1e-4, 161, **_FOUR),
 }
-TASK_SIZES["linear_regression"] = {tier: replace(size, shifts=("none", "noisy", "skewed", "orthants")) for tier, size in TASK_SIZES["linear_regression"].items()}
 
 # %% ../nbs/12_experiments.ipynb #4c441116
 def size_of(study: str, tier: str) -> Size:
@@ -82,8 +82,7 @@ def task_runs(
     "One run a model. Raises `ValueError` for an unknown study, tier, model or option."
     size, runs = size_of(study, tier), {}
     exams = tuple(replace(exam_of(shift, size.task, size.test_points), n_prompts=size.n_prompts) for shift in size.shifts)
-    chosen = {name: getattr(size, name) for name in ("schedule", "log_every", "batch_size", "clip", "weight_decay", "precision")}
-    if size.stop_below is not None: chosen["stop_below"] = size.stop_below
+    chosen = {name: getattr(size, name) for name in ("schedule", "log_every", "batch_size", "clip", "weight_decay", "precision", "stop_below")}
     for name in models:
         shape = dict(n_layers=size.n_layers_mamba if "mamba" in name else size.n_layers, d_model=size.d_model, n_heads=size.n_heads)
         model = model_for(size.task, name, n_points=size.test_points, **shape | options)
@@ -269,8 +268,7 @@ def gather(
         alone = alone[list(names)].rename(names).drop_attrs().assign_coords(seed=[config.train.seeds[0]])
         parts.append(alone.assign(by_seed=alone["by_seed"].where(False)))  # a baseline has no seeds
     numbers = xr.concat(parts, pd.Index([*records, *baselines], name="who"), join="outer", data_vars="all", coords="minimal", compat="equals")
-    numbers = numbers.reindex(shift=[exam.shift for exam in config.exams])  # joining different ones sorts them
-    task = config.train.task
+    numbers, task = numbers.reindex(shift=[exam.shift for exam in config.exams]), config.train.task  # joining different shifts sorts them
     return numbers.assign_attrs(dim=task.dim, trained_to=task.n_points - 1, score=task.score_label, **standing_on(settings, records, files))
 
 

@@ -1,5 +1,6 @@
 """On a GPU: every task samples there and from the same distribution, every model and baseline says what it says on a CPU."""
 from dataclasses import replace
+from functools import partial
 
 import attention_cases
 import fused_cases
@@ -190,11 +191,17 @@ def scan_example(length, channels, states, dtype):
 def test_mamba_ssm_is_the_loop(length, channels, dtype, bound):
     pytest.importorskip("mamba_ssm")
     tensors = scan_example(length, channels, 16, dtype)
-    assert max(errors_against_loop(scan_mamba_ssm, tensors).values()) < bound
     few = {name: tensor for name, tensor in tensors.items() if name not in ("D", "z", "dt_bias")}
-    assert max(errors_against_loop(scan_mamba_ssm, few).values()) < bound
+    for given in (tensors, few):
+        errors = errors_against_loop(scan_mamba_ssm, given)
+        if length == 1: del errors["A"]  # nothing has decayed, so it is zero; mamba-ssm takes it as the difference of two roundings
+        assert max(errors.values()) < bound, errors
     taps = {"x": tensors["u"], "weight": tensors["A"][:, :4].contiguous(), "bias": tensors["D"]}
-    for silu in (True, False): assert max(errors_against_loop(lambda **t: causal_conv1d(**t, silu=silu, backend="mamba_ssm"), taps, silu=silu).values()) < bound
+    weights = torch.cos(torch.arange(taps["x"].numel(), dtype=torch.float64)).view(taps["x"].shape)  # errors_against_loop's
+    for silu in (True, False):
+        errors = errors_against_loop(partial(causal_conv1d, backend="mamba_ssm"), taps, silu=silu)
+        if not silu: errors["bias"] *= float(weights.sum((0, 1)).abs().max() / weights.abs().sum((0, 1)).max())  # their bare sum cancels, and is as exact as its terms are large
+        assert max(errors.values()) < bound, errors
 
 
 @pytest.mark.parametrize("case", attention_cases.CASES, ids=lambda case: "-".join(str(getattr(part, "__name__", part)) for part in case))

@@ -326,7 +326,7 @@ def _tiny(task: Task, shifts: Sequence[str], probes: tuple[int, ...]) -> Size:
 
 def _small(task: Task, steps: int, test_points: int, shifts: Sequence[str], probes: tuple[int, ...]) -> Size:
     "Under a minute of a study: four Mamba blocks or three Transformer layers of width 32."
-    return Size(task, _ramp(task, 100), 3, 2, 32, 4, steps, 2e-3, test_points, (0, 1), "cosine", 640, shifts=tuple(shifts), probes=probes)
+    return Size(task, _ramp(task, 100), 3, 2, 32, 4, steps, 3e-3, test_points, (0, 1), "cosine", 640, shifts=tuple(shifts), probes=probes)
 
 
 _SKEWED = grazzi_size("skewed_linear_regression")
@@ -337,15 +337,15 @@ TASK_SIZES["skewed_linear_regression"] = {
 
 FUNCTIONS = {
     "sparse_linear_regression": (SparseLinearRegression(3, 8, 1), SparseLinearRegression(5, 13, 1)),
-    "relu_network": (ReluNetwork(3, 8, 4), ReluNetwork(3, 17, 10)),
-    "decision_tree": (DecisionTree(3, 8, 2), DecisionTree(3, 21, 2)),
+    "relu_network": (ReluNetwork(3, 8, 4), ReluNetwork(3, 13, 10)),
+    "decision_tree": (DecisionTree(3, 8, 2), DecisionTree(3, 17, 2)),
 }  # by study: the task of the smoke tier and of the laptop's
 
 
 def _function_sizes(study: str) -> dict[str, Size]:
     "The size of one of FUNCTIONS at each tier."
     (tiny, small), own = FUNCTIONS[study], grazzi_size(study)
-    return {"smoke": _tiny(tiny, ("none",), (tiny.n_points - 1,)), "laptop": _small(small, 1500, 4 * small.n_points - 3, ("none",), (small.n_points - 1,)),
+    return {"smoke": _tiny(tiny, ("none",), (tiny.n_points - 1,)), "laptop": _small(small, 1200, 4 * small.n_points - 3, ("none",), (small.n_points - 1,)),
             "gpu": replace(own, steps=100_000, seeds=(0, 1, 2), clip=10.0), "paper": own}
 
 

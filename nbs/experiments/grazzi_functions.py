@@ -27,7 +27,7 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
-from iclrepro.claims import judge_all, ledger, save_verdicts
+from iclrepro.claims import KNOWS, judge_all, ledger, save_verdicts
 from iclrepro.experiments import at_hand, collect, config_of, costs, drawn_examples, function_yardsticks, gather_panels, left_out, panel_of, published
 use_svg()
 
@@ -90,8 +90,11 @@ def panel_chart(panel):
     chart = score_chart(rows, part.attrs["trained_to"], "squared error / d", published=theirs, log_x=True, log_y=True, y_domain=((1e-5 if panel == "sparse linear regression" else 1e-3) if task.dim == 20 else zero / 100, 2 * zero), width=230, height=220)
     return chart.properties(title=alt.TitleParams(TITLES[panel], anchor="middle", fontSize=12))
 
-finding = "At the training length: " + "; ".join(f"{TITLES[panel]} " + ", ".join(f"{who} {at(panel, who, 1):.2g}" for who in ("Mamba", "Transformer, no positions") if f"{who}: {panel}" in records) for panel in panels)
-notes = ["Dashed: the paper's runs." if all(config.train.task.dim == 20 for config in configs.values()) else "The paper's d is 20; its curves are drawn at the larger tiers.",
+both = [panel for panel in panels if all(f"{who}: {panel}" in records for who in ("Mamba", "Transformer, no positions"))]
+finding = "Error at the training length, Mamba against the Transformer: " + "; ".join(f"{TITLES[panel]} {at(panel, 'Mamba', 1):.2g} against {at(panel, 'Transformer, no positions', 1):.2g}" for panel in both)
+weak = [label for label in records for who, panel in [label.split(": ")] if not at(panel, who, 1) < KNOWS * configs[panel].train.task.normaliser / configs[panel].train.task.dim]
+notes = [*([f"Too small or too short to learn at this tier (above a third of what knowing nothing costs): {'; '.join(weak)}."] if weak else []),
+         "Dashed: the paper's runs." if all(config.train.task.dim == 20 for config in configs.values()) else "The paper's d is 20; its curves are drawn at the larger tiers.",
          *([f"Not installed: {', '.join(missing)}."] if missing else []), *left_out(settings, records)]
 chart = with_face(alt.hconcat(*map(panel_chart, panels)).resolve_scale(color="independent", strokeDash="independent"), finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)

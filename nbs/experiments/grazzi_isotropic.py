@@ -82,9 +82,10 @@ def panel(shift):
     chart = score_chart(rows, trained_to, "squared error / d", published=theirs if shift == "none" else None, y_domain=(0, 0.25 if shift == "x_scale_0.333" else 2), width=230, height=190)
     return chart.properties(title=alt.TitleParams(SHIFTS[shift].title + (" (Fig. 8)" if shift == "none" else ""), anchor="middle", fontSize=12))
 
-finding = "At the training length: " + "; ".join(f"{SHIFTS[shift].title} " + ", ".join(f"{who} {numbers['value'].sel(who=who, shift=shift, examples=last[shift]).item():.2g}" for who in records) for shift in ("none", skewed, "orthants"))
+finding = "Error at the training length: " + "; ".join(f"{who} {', '.join(f'{SHIFTS[shift].title} ' + format(numbers['value'].sel(who=who, shift=shift, examples=last[shift]).item(), '.2g') for shift in ('none', skewed, 'orthants'))}" for who in records)
 notes = ["Dashed, coloured: Grazzi et al., Fig. 8" + (" (d = 20, at equal examples per dimension)." if task.dim != 20 else "."), *([f"Not asked at this tier: {', '.join(unasked)}."] if unasked else []), *left_out(settings, records)]
-chart = alt.vconcat(*(alt.hconcat(*map(panel, shifts[i:i + 3])) for i in range(0, len(shifts), 3)))
+columns = 2 if len(shifts) == 4 else 3
+chart = alt.vconcat(*(alt.hconcat(*map(panel, shifts[i:i + columns])) for i in range(0, len(shifts), columns)))
 chart = with_face(chart, finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -27,7 +27,7 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
-from iclrepro.claims import judge_all, ledger, save_verdicts
+from iclrepro.claims import LEARNT, judge_all, ledger, save_verdicts
 from iclrepro.experiments import Yardstick, collect, config_of, costs, drawn_examples, gather_panels, left_out, panel_of
 use_svg()
 
@@ -43,7 +43,7 @@ pd.DataFrame({label: {"points": run.task.n_points, "d": run.task.dim, "prompts a
               for label, run in ((label, config_of(record).train) for label, record in records.items())}).T
 
 # %%
-numbers = gather_panels(settings, records, {next(iter(configs)): {"Least squares": Yardstick("least_squares", n_prompts=256)}})
+numbers = gather_panels(settings, records, {panel: {"Least squares": Yardstick("least_squares", n_prompts=256, shifts=("isotropic",))} for panel in configs})
 panels = {panel: panel_of(numbers, panel) for panel in configs}
 models = list(dict.fromkeys(label.partition(": ")[0] for label in records))
 
@@ -58,11 +58,11 @@ table.index.name = "model"
 table.round(4)
 
 # %% [markdown]
-# Every exam is the same for all: without context all of them pay $\mathbb E[y^2] / d = 1$ on the same prompts, if they have learnt that the mean is 0.
+# The panels can be compared because all runs took the same exams, prompt for prompt, and least squares therefore scores the same in each.
 
 # %%
-prompts = {config.exams for config in configs.values()} if len({len(config.exams) for config in configs.values()}) == 1 else {tuple(exam for exam in config.exams if exam.shift in ("none", "isotropic")) for config in configs.values()}
-assert len(prompts) == 1
+both = [panels[panel]["value"].sel(who="Least squares", shift="isotropic").values for panel in panels]
+assert all((scores == both[0]).all() for scores in both)
 
 
 # %% [markdown]
@@ -75,10 +75,13 @@ def panel_chart(panel):
     chart = score_chart(rows, part.attrs["trained_to"], "squared error / d", log_x=True, log_y=True, y_domain=(1e-4 if part.attrs["dim"] == 20 else 1e-3, 10), width=250, height=210)
     return chart.properties(title=alt.TitleParams(f"trained with {panel}", anchor="middle", fontSize=12))
 
-middle = asked[-2] if longest not in (part.attrs["trained_to"] for part in panels.values()) else asked[-1]
-finding = f"After {middle} examples, isotropic inputs: " + "; ".join(f"{model} " + ", ".join(f"{table.loc[label, f'{middle} examples']:.2g}" for label in records if label.startswith(f"{model}: ")) for model in models) + " (trained with " + ", ".join(
-    panel.removesuffix(" examples") for panel in panels) + ")"
-chart = with_face(alt.hconcat(*map(panel_chart, panels)), finding, settings.tier, left_out(settings, records))
+k = asked[-2] if longest > max(part.attrs["trained_to"] for part in panels.values()) else longest
+lengths = ", ".join(panel.removesuffix(" examples") for panel in panels)
+finding = f"Error after {k} examples, trained with {lengths}: " + "; ".join(f"{model} " + ", ".join(f"{table.loc[label, f'{k} examples']:.2g}" for label in records if label.startswith(f"{model}: ")) for model in models)
+own = {label: panels[panel]["value"].sel(who=who, shift="isotropic", examples=panels[panel].attrs["trained_to"]).item() for label in records for who, panel in [label.split(": ")]}
+weak = [label for label, error in own.items() if not error < LEARNT]
+notes = ["Isotropic inputs, as in the paper's figure.", *([f"Too small or too short to learn at this tier (above {LEARNT} at their training length): {'; '.join(weak)}."] if weak else []), *left_out(settings, records)]
+chart = with_face(alt.hconcat(*map(panel_chart, panels)), finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

@@ -32,7 +32,7 @@ import pandas as pd
 import xarray as xr
 
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
-from iclrepro.claims import judge_all, ledger, save_verdicts
+from iclrepro.claims import LEARNT, judge_all, ledger, save_verdicts
 from iclrepro.experiments import Yardstick, captioned, collect, config_of, costs, drawn_examples, gather, headline, left_out, published
 from iclrepro.shifts import SHIFTS
 use_svg()
@@ -99,15 +99,16 @@ like_the_paper = task.dim == 20
 def panel(shift):
     rows = score_rows(numbers.sel(examples=drawn_examples(longest + 1, 2 * task.dim)), numbers.who.values, [shift])
     theirs = paper[(paper.panel == DRAWN.get(shift)) & paper.who.isin(list(records))] if like_the_paper else None
-    chart = score_chart(rows, trained_to, "squared error / d", published=theirs if theirs is not None and len(theirs) else None, log_x=True, log_y=True, y_domain=(1e-4 if like_the_paper else 1e-3, 10), width=250, height=180)
+    chart = score_chart(rows, trained_to, "squared error / d", published=theirs if theirs is not None and len(theirs) else None, log_x=True, log_y=True, y_domain=(1e-4 if like_the_paper else 1e-3, 10), width=220, height=170)
     return chart.properties(title=alt.TitleParams(PANELS[shift], anchor="middle", fontSize=12))
 
 at_length = numbers["value"].sel(shift="isotropic")
 finding = f"Isotropic inputs, after {trained_to} and {4 * trained_to} examples: " + ", ".join(
     f"{who} {at_length.sel(who=who, examples=trained_to):.2g} and {at_length.sel(who=who, examples=4 * trained_to):.2g}" for who in records)
-notes = ["Dashed: the paper's runs." if like_the_paper else "The paper's d is 20; its curves are drawn at the larger tiers.", *left_out(settings, records)]
+weak = [who for who in records if not at_length.sel(who=who, examples=trained_to) < LEARNT]
+notes = [*([f"Too small or too short to learn at this tier (above {LEARNT} at the training length): {'; '.join(weak)}."] if weak else []), "Dashed: the paper's runs." if like_the_paper else "The paper's d is 20; its curves are drawn at the larger tiers.", *left_out(settings, records)]
 shown = list(PANELS)
-chart = alt.vconcat(*(alt.hconcat(*(panel(shift) for shift in shown[i:i + 3])) for i in range(0, len(shown), 3)))
+chart = alt.vconcat(*(alt.hconcat(*(panel(shift) for shift in shown[i:i + 4])) for i in range(0, len(shown), 4)))
 chart = with_face(chart, finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -93,7 +93,7 @@ def panel_chart(panel):
 both = [panel for panel in panels if all(f"{who}: {panel}" in records for who in ("Mamba", "Transformer, no positions"))]
 finding = "Error at the training length, Mamba against the Transformer: " + "; ".join(f"{TITLES[panel]} {at(panel, 'Mamba', 1):.2g} against {at(panel, 'Transformer, no positions', 1):.2g}" for panel in both)
 weak = [label for label in records for who, panel in [label.split(": ")] if not at(panel, who, 1) < KNOWS * configs[panel].train.task.normaliser / configs[panel].train.task.dim]
-notes = [*([f"Too small or too short to learn at this tier (above a third of what knowing nothing costs): {'; '.join(weak)}."] if weak else []),
+notes = [*([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []),
          "Dashed: the paper's runs." if all(config.train.task.dim == 20 for config in configs.values()) else "The paper's d is 20; its curves are drawn at the larger tiers.",
          *([f"Not installed: {', '.join(missing)}."] if missing else []), *left_out(settings, records)]
 chart = with_face(alt.hconcat(*map(panel_chart, panels)).resolve_scale(color="independent", strokeDash="independent"), finding, settings.tier, notes)

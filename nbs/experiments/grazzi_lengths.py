@@ -80,7 +80,7 @@ lengths = ", ".join(panel.removesuffix(" examples") for panel in panels)
 finding = f"Error after {k} examples, trained with {lengths}: " + "; ".join(f"{model} " + ", ".join(f"{table.loc[label, f'{k} examples']:.2g}" for label in records if label.startswith(f"{model}: ")) for model in models)
 own = {label: panels[panel]["value"].sel(who=who, shift="isotropic", examples=panels[panel].attrs["trained_to"]).item() for label in records for who, panel in [label.split(": ")]}
 weak = [label for label, error in own.items() if not error < LEARNT]
-notes = ["Isotropic inputs, as in the paper's figure.", *([f"Too small or too short to learn at this tier (above {LEARNT} at their training length): {'; '.join(weak)}."] if weak else []), *left_out(settings, records)]
+notes = ["Isotropic inputs, as in the paper's figure.", *([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []), *left_out(settings, records)]
 chart = with_face(alt.hconcat(*map(panel_chart, panels)), finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -106,7 +106,7 @@ at_length = numbers["value"].sel(shift="isotropic")
 finding = f"Isotropic inputs, after {trained_to} and {4 * trained_to} examples: " + ", ".join(
     f"{who} {at_length.sel(who=who, examples=trained_to):.2g} and {at_length.sel(who=who, examples=4 * trained_to):.2g}" for who in records)
 weak = [who for who in records if not at_length.sel(who=who, examples=trained_to) < LEARNT]
-notes = [*([f"Too small or too short to learn at this tier (above {LEARNT} at the training length): {'; '.join(weak)}."] if weak else []), "Dashed: the paper's runs." if like_the_paper else "The paper's d is 20; its curves are drawn at the larger tiers.", *left_out(settings, records)]
+notes = [*([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []), "Dashed: the paper's runs." if like_the_paper else "The paper's d is 20; its curves are drawn at the larger tiers.", *left_out(settings, records)]
 shown = list(PANELS)
 chart = alt.vconcat(*(alt.hconcat(*(panel(shift) for shift in shown[i:i + 4])) for i in range(0, len(shown), 4)))
 chart = with_face(chart, finding, settings.tier, notes)

@@ -36,7 +36,7 @@ use_svg()
 
 # %%
 records = collect(settings, partly=True)
-configs = {label.partition(": ")[2]: config_of(record) for label, record in records.items()}
+configs = {label.rpartition(", ")[2]: config_of(record) for label, record in records.items()}
 pd.DataFrame({label: {"d": run.task.dim, "points": run.task.n_points, "width": run.model.d_model, "steps": run.steps, "rate": run.lr, "seeds": len(run.seeds)}
               for label, run in ((label, config_of(record).train) for label, record in records.items())}).T
 
@@ -90,9 +90,9 @@ def panel_chart(panel):
     chart = score_chart(rows, part.attrs["trained_to"], "squared error / d", published=theirs, log_x=True, log_y=True, y_domain=((1e-5 if panel == "sparse linear regression" else 1e-3) if task.dim == 20 else zero / 100, 2 * zero), width=230, height=220)
     return chart.properties(title=alt.TitleParams(TITLES[panel], anchor="middle", fontSize=12))
 
-both = [panel for panel in panels if all(f"{who}: {panel}" in records for who in ("Mamba", "Transformer, no positions"))]
+both = [panel for panel in panels if all(f"{who}, {panel}" in records for who in ("Mamba", "Transformer, no positions"))]
 finding = "Error at the training length, Mamba against the Transformer: " + "; ".join(f"{TITLES[panel]} {at(panel, 'Mamba', 1):.2g} against {at(panel, 'Transformer, no positions', 1):.2g}" for panel in both)
-weak = [label for label in records for who, panel in [label.split(": ")] if not at(panel, who, 1) < KNOWS * configs[panel].train.task.normaliser / configs[panel].train.task.dim]
+weak = [label for label in records for who, panel in [label.rsplit(", ", 1)] if not at(panel, who, 1) < KNOWS * configs[panel].train.task.normaliser / configs[panel].train.task.dim]
 notes = [*([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []),
          "Dashed: the paper's runs." if all(config.train.task.dim == 20 for config in configs.values()) else "The paper's d is 20; its curves are drawn at the larger tiers.",
          *([f"Not installed: {', '.join(missing)}."] if missing else []), *left_out(settings, records)]

@@ -38,14 +38,14 @@ use_svg()
 
 # %%
 records = collect(settings, partly=True)
-configs = {label.partition(": ")[2]: config_of(record) for label, record in records.items()}
+configs = {label.rpartition(", ")[2]: config_of(record) for label, record in records.items()}
 pd.DataFrame({label: {"points": run.task.n_points, "d": run.task.dim, "prompts a step": run.batch_size, "steps": run.steps, "seeds": len(run.seeds)}
               for label, run in ((label, config_of(record).train) for label, record in records.items())}).T
 
 # %%
 numbers = gather_panels(settings, records, {panel: {"Least squares": Yardstick("least_squares", n_prompts=256, shifts=("isotropic",))} for panel in configs})
 panels = {panel: panel_of(numbers, panel) for panel in configs}
-models = list(dict.fromkeys(label.partition(": ")[0] for label in records))
+models = list(dict.fromkeys(label.rpartition(", ")[0] for label in records))
 
 # %% [markdown]
 # ## Main numbers
@@ -53,7 +53,7 @@ models = list(dict.fromkeys(label.partition(": ")[0] for label in records))
 # %%
 longest = min(config.exams[0].n_points for config in configs.values()) - 1
 asked = sorted({panels[panel].attrs["trained_to"] for panel in panels} | {longest})
-table = pd.DataFrame({f"{k} examples": {label: panels[label.partition(": ")[2]]["value"].sel(who=label.partition(": ")[0], shift="isotropic", examples=k).item() for label in records} for k in asked})
+table = pd.DataFrame({f"{k} examples": {label: panels[label.rpartition(", ")[2]]["value"].sel(who=label.rpartition(", ")[0], shift="isotropic", examples=k).item() for label in records} for k in asked})
 table.index.name = "model"
 table.round(4)
 
@@ -77,8 +77,8 @@ def panel_chart(panel):
 
 k = asked[-2] if longest > max(part.attrs["trained_to"] for part in panels.values()) else longest
 lengths = ", ".join(panel.removesuffix(" examples") for panel in panels)
-finding = f"Error after {k} examples, trained with {lengths}: " + "; ".join(f"{model} " + ", ".join(f"{table.loc[label, f'{k} examples']:.2g}" for label in records if label.startswith(f"{model}: ")) for model in models)
-own = {label: panels[panel]["value"].sel(who=who, shift="isotropic", examples=panels[panel].attrs["trained_to"]).item() for label in records for who, panel in [label.split(": ")]}
+finding = f"Error after {k} examples, trained with {lengths}: " + "; ".join(f"{model} " + ", ".join(f"{table.loc[label, f'{k} examples']:.2g}" for label in records if label.startswith(f"{model}, ")) for model in models)
+own = {label: panels[panel]["value"].sel(who=who, shift="isotropic", examples=panels[panel].attrs["trained_to"]).item() for label in records for who, panel in [label.rsplit(", ", 1)]}
 weak = [label for label, error in own.items() if not error < LEARNT]
 notes = ["Isotropic inputs, as in the paper's figure.", *([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []), *left_out(settings, records)]
 chart = with_face(alt.hconcat(*map(panel_chart, panels)), finding, settings.tier, notes)

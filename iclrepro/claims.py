@@ -350,7 +350,7 @@ def seeds_as_captioned(numbers: xr.Dataset) -> tuple[str, str]:
     return (REPRODUCED if all(count == 3 for count in drawn.values()) else NOT_REPRODUCED), evidence
 
 # %% ../nbs/13h_claims_grazzi.ipynb #32b9ba7d
-_NOPE = "Transformer, no positions"
+_POSITIONLESS = "Transformer, no positions"
 _OTHERS = ("isotropic_noisy", "orthants", "x_scale_0.333", "isotropic_y_scale_0.333", "half_subspace")
 _PANELS = ("sparse linear regression", "relu network", "decision tree")
 _REACHES = "reproduced if its error on isotropic inputs at the training length is at most {:g}, partly up to ten times that"
@@ -362,7 +362,7 @@ _FIG1 = "Grazzi et al., Fig. 1"
 
 CLAIMS.update({
     "skewed_transformer_learns": Claim("Trained on skewed inputs, a Transformer without positions solves linear regression at the training length", f"{_FIG1}a", "grazzi_shifts",
-                                       _REACHES.format(1e-3), "gpu", reaches(_NOPE, 1e-3)),
+                                       _REACHES.format(1e-3), "gpu", reaches(_POSITIONLESS, 1e-3)),
     "skewed_mamba_learns": Claim("Trained on skewed inputs, Mamba solves linear regression at the training length", f"{_FIG1}a", "grazzi_shifts", _REACHES.format(6e-3), "gpu", reaches("Mamba", 6e-3)),
     "skewed_s4_does_not_learn": Claim("Trained on skewed inputs, S4 does not solve linear regression", f"{_FIG1}a", "grazzi_shifts",
                                       "reproduced if its error on isotropic inputs at the training length is at least 0.05, half of the paper's best run; partly if it is at least 3 times Mamba's; undecided if Mamba's is not below 0.025",
@@ -371,26 +371,26 @@ CLAIMS.update({
     "skewed_mamba_degrades_as_trained": Claim("It does so also on skewed inputs, as the caption has it", f"our question; {_FIG1}a draws isotropic inputs", "grazzi_shifts", _DEGRADES, "gpu", degrades("Mamba", "none")),
     "skewed_order_beyond": Claim("Beyond the training length the Transformer errs least and S4 most", f"{_FIG1}a", "grazzi_shifts",
                                  f"reproduced if at two and at four times the training length the errors rise from Transformer to Mamba to S4; partly if only from Transformer to Mamba; undecided if one of these two has not come below {LEARNT} at the training length",
-                                 "gpu", in_this_order((_NOPE, "Mamba", "S4"), (_NOPE, "Mamba"))),
+                                 "gpu", in_this_order((_POSITIONLESS, "Mamba", "S4"), (_POSITIONLESS, "Mamba"))),
     "skewed_mamba_comparable_when_shifted": Claim("Under five other test distributions Mamba is comparable to the Transformer", f"{_FIG1}b to f", "grazzi_shifts",
                                                   f"reproduced if at the training length their errors differ by at most a tenth of what knowing nothing costs in four of the five; partly in three; undecided if one has not come below {LEARNT} on isotropic inputs",
-                                                  "laptop", comparable_when_shifted("Mamba", _NOPE, _OTHERS, (_NOPE, "Mamba"))),
+                                                  "laptop", comparable_when_shifted("Mamba", _POSITIONLESS, _OTHERS, (_POSITIONLESS, "Mamba"))),
     "figure_1a_is_skewed": Claim("Panel (a) shows skewed linear regression", f"{_FIG1}a, caption", "grazzi_shifts",
                                  "reproduced if its least-squares curve lies within 0.05 of that of skewed inputs; not reproduced if it lies within 0.05 of that of isotropic inputs; partly if neither", "laptop", drawn_as_captioned),
     "figure_1_has_three_seeds": Claim("The figure shows three training seeds a method", f"{_FIG1}, caption", "grazzi_shifts", "reproduced if three curves a method are drawn, otherwise not", "laptop", seeds_as_captioned),
-    **{f"mamba_learns_{panel.replace(' ', '_')}": Claim(f"Mamba learns {words} in context about as well as a Transformer", "Grazzi et al., Fig. 2" + letter, "grazzi_functions", _AS_GOOD_ON_PANEL, "laptop", as_good_on(panel, "Mamba", _NOPE))
+    **{f"mamba_learns_{panel.replace(' ', '_')}": Claim(f"Mamba learns {words} in context about as well as a Transformer", "Grazzi et al., Fig. 2" + letter, "grazzi_functions", _AS_GOOD_ON_PANEL, "laptop", as_good_on(panel, "Mamba", _POSITIONLESS))
        for panel, words, letter in zip(_PANELS, ("sparse linear regression", "ReLU networks", "decision trees"), "abc")},
     "mamba_close_to_baselines": Claim("On all three functions Mamba is close to the method made for it, or better", "Grazzi et al., Fig. 2", "grazzi_functions",
                                       "reproduced if at the training length its error exceeds that of the best baseline but least squares by at most a twentieth of what knowing nothing costs, on all three; partly on two",
                                       "gpu", close_to_the_best_baseline("Mamba", _PANELS)),
     "mamba_better_beyond_on_relu_networks": Claim("On ReLU networks Mamba is better than the Transformer beyond the training length", "Grazzi et al., Fig. 2b", "grazzi_functions",
                                                   "reproduced if its error at three times the training length is below the Transformer's with disjoint intervals; partly if only the means are in order; undecided if one is not below a third of what knowing nothing costs at the training length",
-                                                  "laptop", better_beyond("relu network", "Mamba", _NOPE)),
+                                                  "laptop", better_beyond("relu network", "Mamba", _POSITIONLESS)),
     "isotropic_mamba_fails_on_orthants": Claim("Trained on isotropic inputs, Mamba fails when question and examples lie in different orthants, the Transformer does not", "Grazzi et al., Fig. 9d", "grazzi_isotropic", _FAILS_ALONE, "laptop",
                                                fails_where_the_other_does_not("Mamba", "orthants")),
     "isotropic_mamba_fails_on_skewed": Claim("Trained on isotropic inputs, Mamba fails on skewed ones, the Transformer does not", "Grazzi et al., Fig. 9c", "grazzi_isotropic", _FAILS_ALONE, "laptop", fails_where_the_other_does_not("Mamba", "skewed")),
     "longer_training_helps_mamba": Claim("Training on longer contexts improves Mamba at long contexts", "Grazzi et al., Fig. 10", "grazzi_lengths", _LONGER_HELPS, "laptop", longer_training_helps("Mamba")),
-    "longer_training_helps_transformer": Claim("Training on longer contexts improves a Transformer without positions at long contexts", "Grazzi et al., Fig. 10", "grazzi_lengths", _LONGER_HELPS, "laptop", longer_training_helps(_NOPE)),
+    "longer_training_helps_transformer": Claim("Training on longer contexts improves a Transformer without positions at long contexts", "Grazzi et al., Fig. 10", "grazzi_lengths", _LONGER_HELPS, "laptop", longer_training_helps(_POSITIONLESS)),
 })
 
 # %% ../nbs/13j_claims_parity.ipynb #5f12bcc4

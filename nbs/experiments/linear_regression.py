@@ -26,7 +26,6 @@ settings = check_parameters("linear_regression", globals())
 import altair as alt
 import pandas as pd
 
-from iclrepro.baselines import averaging, least_squares, nearest_neighbours
 from iclrepro.charts import MODEL_COLOURS, publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
 from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, published
@@ -67,7 +66,7 @@ lines + alt.Chart(pd.DataFrame({"loss": [floor]})).mark_rule(strokeDash=[3, 3]).
 # Three baselines see the same 1280 prompts. Least squares is exact from $d$ examples on; averaging, $\hat w = \frac1k \sum_i y_i x_i$, and three nearest neighbours are what a model could do without solving equations.
 
 # %%
-baselines = {"Least squares": least_squares, "3 nearest neighbours": nearest_neighbours, "Averaging": averaging}
+baselines = {"Least squares": "least_squares", "3 nearest neighbours": "nearest_neighbours", "Averaging": "averaging"}
 numbers = gather(settings, records, baselines).sel(shift=["none"])
 seen = list(range(task.n_points))
 numbers = numbers.sel(examples=seen)

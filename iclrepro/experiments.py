@@ -416,14 +416,14 @@ def gather_studies(
     curves: bool = True,                                   # with loss and flops
 ) -> xr.Dataset:
     """Exams without a shift, to the longest context in training: value, low and high (study, who, examples), by_seed (study, who, seed, examples); for each study
-    no_context, trained_to (the largest number of examples) and accuracy (1 if scores are accuracies); and `learning_curves`."""
+    no_context, dim, trained_to (the largest number of examples) and accuracy (1 if scores are accuracies); and `learning_curves`."""
     parts, files, found = [], [], by_study(records)
     for study, chosen in found.items():
         numbers, task = gather(settings, chosen, yardsticks[study]), config_of(next(iter(chosen.values()))).train.task
         files += json.loads(numbers.attrs["baselines"])
         last = task.n_asked(task.n_points) - 1
         part = numbers.sel(shift="none", drop=True).sel(examples=slice(0, last)).drop_attrs()
-        part = part.assign(no_context=no_context(task), trained_to=last, accuracy=int(task.higher_is_better))
+        part = part.assign(no_context=no_context(task), dim=task.dim, trained_to=last, accuracy=int(task.higher_is_better))
         parts.append(xr.merge([part, learning_curves(chosen)], join="outer") if curves else part)
     # One order for all, models first: joining different names is not to be left to their alphabet.
     models = list(dict.fromkeys(title for chosen in found.values() for title in chosen))

@@ -347,8 +347,8 @@ REGRESSION_STUDIES, OUTLIER_STUDIES = TABLE_STUDIES[:4], ("orthogonal_outliers",
 
 
 def runs_on(studies: Mapping[str, Sequence[str]], tier: str) -> dict[str, RunConfig]:
-    "The runs of models (names of architectures) on studies, by label: `model: study`. Studies that the tier lacks are left out."
-    return {f"{title}: {STUDY_TITLES[study]}": run for study, models in studies.items() if tier in TASK_SIZES.get(study, {})
+    "The runs of models (names of architectures) on studies, by label: `model, study`. Studies that the tier lacks are left out."
+    return {f"{title}, {STUDY_TITLES[study]}": run for study, models in studies.items() if tier in TASK_SIZES.get(study, {})
             for title, run in task_runs(study, tier, models).items()}
 
 
@@ -356,7 +356,7 @@ def by_study(records: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.Datase
     "Records by study and model's title, from their labels."
     studies, found = {title: study for study, title in STUDY_TITLES.items()}, {}
     for label, record in records.items():
-        model, _, study = label.partition(": ")
+        model, _, study = label.partition(", ")
         found.setdefault(studies[study], {})[model] = record
     return found
 

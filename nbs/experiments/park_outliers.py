@@ -32,7 +32,7 @@ import pandas as pd
 
 from iclrepro.charts import publish, score_chart, use_svg, with_face
 from iclrepro.claims import SOLVED_FROM, end_errors, judge_all, ledger, save_verdicts, solved_by, table_marks
-from iclrepro.experiments import STUDY_TITLES, YARDSTICKS, collect, config_of, costs, decades, flops_chart, gather_studies, left_out, study_numbers, study_rows
+from iclrepro.experiments import STUDY_TITLES, YARDSTICKS, collect, config_of, costs, decades, flops_chart, gather_studies, not_run, study_numbers, study_rows
 use_svg()
 
 # %% [markdown]
@@ -84,7 +84,7 @@ def panel(study):
 
 short = ["A small task and small models: evidence that they can, not of what the paper's would not."] if settings.tier == "laptop" else ["This tier shows that everything runs, and nothing else."] if settings.tier == "smoke" else []
 chart = with_face(alt.hconcat(*map(panel, numbers.study.values)), solved_by(numbers), settings.tier,
-                  [f"Solved: {SOLVED_FROM:.0%} of what the context offers.", *short, *left_out(settings, records)])
+                  [f"Solved: {SOLVED_FROM:.0%} of what the context offers.", *short, *not_run(settings, records)])
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

@@ -30,7 +30,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
 from iclrepro.claims import FAILED_BELOW, SOLVED, SOLVED_FROM, SYMBOLS, end_errors, judge_all, ledger, paper_marks, save_verdicts, table_marks
-from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, collect, config_of, costs, gather_studies, left_out
+from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, collect, config_of, costs, gather_studies, not_run
 from iclrepro.models import TITLES
 use_svg()
 
@@ -75,8 +75,8 @@ for study in numbers.study.values:
 # %%
 MODELS = [TITLES[name] for name in TABLE_MODELS]
 named = lambda study: STUDY_TITLES[study][0].upper() + STUDY_TITLES[study][1:]
-cells = table.assign(task=table.study.map(named), shown=table.share.clip(0, 1), text=[f"{ours} {share:.2f}" for ours, share in zip(table.ours, table.share.clip(-9.99))],
-                     theirs="paper " + table.paper, ink=["white" if share > 0.6 and learnt else "black" for share, learnt in zip(table.share, table.learnt)])
+cells = table.assign(task=table.study.map(named), shown=table.share.clip(0, 1), number=table.share.clip(-9.99).map("{:.2f}".format),
+                     ink=["white" if share > 0.6 and learnt else "black" for share, learnt in zip(table.share, table.learnt)])
 rows, columns = [named(study) for study in numbers.study.values], [who for who in MODELS if who in set(cells.who)]
 at = dict(x=alt.X("who:N", title=None, sort=columns, axis=alt.Axis(orient="top", labelAngle=0, labelFontSize=12, domain=False, ticks=False)), y=alt.Y("task:N", title=None, sort=rows, axis=alt.Axis(labelFontSize=12, labelLimit=200, domain=False, ticks=False)))
 base = alt.Chart(cells, width=320, height=44 * len(rows)).encode(**at)
@@ -84,8 +84,10 @@ heat = alt.layer(
     base.mark_rect(stroke="white", strokeWidth=2).encode(
         color=alt.Color("shown:Q", title="share gained", scale=alt.Scale(scheme="viridis", domain=[0, 1], reverse=True), legend=alt.Legend(orient="bottom", gradientLength=200, format=".0%")),
         opacity=alt.Opacity("learnt:N", scale=alt.Scale(domain=[True, False], range=[1, 0.25]), legend=None)),
-    base.mark_text(fontSize=14, dy=-6).encode(text="text:N", color=alt.Color("ink:N", scale=None)),
-    base.mark_text(fontSize=10, dy=11).encode(text="theirs:N", color=alt.Color("ink:N", scale=None))).resolve_scale(color="independent")
+    # Symbols are set apart from words: a font that has them would otherwise take over the whole line.
+    *[base.mark_text(fontSize=size, dx=dx, dy=dy).encode(text=text, color=alt.Color("ink:N", scale=None)) for size, dx, dy, text in
+      ((16, -20, -6, "ours:N"), (14, 12, -6, "number:N"), (10, 14, 12, "paper:N"))],
+    base.mark_text(fontSize=10, dx=-8, dy=12, text="paper").encode(color=alt.Color("ink:N", scale=None))).resolve_scale(color="independent")
 
 
 # %%
@@ -104,12 +106,12 @@ curves = alt.vconcat(*[alt.hconcat(*small[i:i + 3]) for i in range(0, len(small)
 
 # %%
 solved = {who: int(((marks.who == who) & (marks.mark == SOLVED) & marks.learnt).sum()) for who in columns}
-same = int((table.ours == table.paper)[table.learnt].sum())
-finding = f"Of {len(numbers.study)} tasks " + ", ".join(f"{who} solves {n}" for who, n in solved.items()) + f"; {same} of {int(table.learnt.sum())} marks are the paper's"
+learnt, same = int(table.learnt.sum()), int((table.ours == table.paper)[table.learnt].sum())
+finding = f"Of {len(numbers.study)} tasks " + ", ".join(f"{who} solves {n}" for who, n in solved.items()) + (f"; {same} of {learnt} marks are the paper's" if learnt else "")
 absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if STUDY_TITLES[study] not in tasks]
-notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + left_out(settings, records)
+notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + not_run(settings, records)
 chart = with_face(alt.hconcat(heat, curves).resolve_scale(color="independent"), finding, settings.tier, notes,
-                  (f"{SYMBOLS[SOLVED]}: {SOLVED_FROM:.0%} of the share that the context offers is gained after its last example; ✗: below {FAILED_BELOW:.0%}; ▲: between.", "Mean over seeds and prompts."))
+                  (f"Of what the longest context in training offers, a model has gained {SOLVED_FROM:.0%} or more: solved; less than {FAILED_BELOW:.0%}: failed; between: a gap.", "Mean over seeds and prompts."))
 paths = publish(settings.stem, numbers, chart, table[["error", "share", "low", "high"]])
 chart
 

@@ -331,19 +331,19 @@ def _small_outliers(task: Task, steps: int, lr: float) -> Size:
     return Size(task, Curriculum(Ramp(min(3, task.dim), task.dim), ramp), 2, 2, 32, 4, steps, lr, task.n_points, (0, 1))
 
 
-def _tiny(task: Task) -> Size:
+def _tiny_outliers(task: Task) -> Size:
     "A few seconds of a study: it shows that everything runs."
     return Size(task, Curriculum.constant(task), 1, 1, 16, 2, 30, 1e-3, task.n_points, (0, 1), n_prompts=128, log_every=10)
 
 
 TASK_SIZES["orthogonal_outliers"] = {
-    "smoke": _tiny(OrthogonalOutliers(3, 8)), "laptop": _small_outliers(OrthogonalOutliers(3, 16), 2000, 2e-3),
+    "smoke": _tiny_outliers(OrthogonalOutliers(3, 8)), "laptop": _small_outliers(OrthogonalOutliers(3, 16), 2000, 2e-3),
     "gpu": replace(_ORTHOGONAL, steps=100_000, precision="tf32"), "paper": _ORTHOGONAL}
 TASK_SIZES["orthogonal_outliers_as_released"] = {
-    "smoke": _tiny(OrthogonalOutliers(3, 8, outliers="as_released")), "laptop": _small_outliers(OrthogonalOutliers(3, 16, outliers="as_released"), 2000, 2e-3),
+    "smoke": _tiny_outliers(OrthogonalOutliers(3, 8, outliers="as_released")), "laptop": _small_outliers(OrthogonalOutliers(3, 16, outliers="as_released"), 2000, 2e-3),
     "gpu": replace(_RELEASED, steps=100_000, precision="tf32"), "paper": _RELEASED}
 TASK_SIZES["many_outliers"] = {
-    "smoke": _tiny(ManyOutliers(3, 12, p=0.75)), "laptop": _small_outliers(ManyOutliers(3, 32, p=0.75), 2000, 2e-3),
+    "smoke": _tiny_outliers(ManyOutliers(3, 12, p=0.75)), "laptop": _small_outliers(ManyOutliers(3, 32, p=0.75), 2000, 2e-3),
     "gpu": replace(_MANY, steps=50_000, seeds=(0,), precision="tf32", curriculum=Curriculum(Ramp(4, 20, 1, 800), Ramp(12, 512, 2, 80))), "paper": _MANY}
 
 # %% ../nbs/12b_park.ipynb #ad948a05

@@ -11,7 +11,7 @@ import xarray as xr
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclrepro import experiments
-from iclrepro.claims import FAILED, FAILED_BELOW, GAP, SOLVED, SOLVED_FROM, end_errors, gained, mark, paper_marks, table_marks
+from iclrepro.claims import MARK_FAILED, FAILED_BELOW, MARK_GAP, MARK_SOLVED, SOLVED_FROM, end_errors, gained, mark, paper_marks, table_marks
 from iclrepro.cli import draw
 from iclrepro.experiments import (EXPERIMENTS, MOST_WINDOWS, OUTLIER_STUDIES, REGRESSION_STUDIES, STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, TASK_SIZES, TIERS, by_study, collect, experiment_runs,
                                   learning_curves, no_context, study_at, task_runs)
@@ -85,7 +85,7 @@ def test_a_parity_without_context_is_the_majority_of_all_products(d, k):
 
 
 @pytest.mark.parametrize("share, expected", [
-    (1.0, SOLVED), (SOLVED_FROM, SOLVED), (np.nextafter(SOLVED_FROM, 0), GAP), (FAILED_BELOW, GAP), (np.nextafter(FAILED_BELOW, 0), FAILED), (0.0, FAILED), (-3.0, FAILED)])
+    (1.0, MARK_SOLVED), (SOLVED_FROM, MARK_SOLVED), (np.nextafter(SOLVED_FROM, 0), MARK_GAP), (FAILED_BELOW, MARK_GAP), (np.nextafter(FAILED_BELOW, 0), MARK_FAILED), (0.0, MARK_FAILED), (-3.0, MARK_FAILED)])
 def test_marks_at_their_edges(share, expected): assert mark(share) == expected
 
 
@@ -107,7 +107,7 @@ def test_a_table_by_hand(transform, no_context, accuracy):
     errors = {"Transformer": 0.1, "Mamba": 0.195, "MambaFormer": 0.2, "Least squares": 0.1, "S4": 1.525, "S4-Mamba": 1.53, "LSTM": np.nan}
     numbers = stored({who: transform(e) for who, e in errors.items()}, no_context, accuracy)
     table = table_marks(numbers).set_index("who")
-    assert table.mark.to_dict() == {"Transformer": SOLVED, "Mamba": SOLVED, "MambaFormer": GAP, "S4": GAP, "S4-Mamba": FAILED} and table.learnt.all()
+    assert table.mark.to_dict() == {"Transformer": MARK_SOLVED, "Mamba": MARK_SOLVED, "MambaFormer": MARK_GAP, "S4": MARK_GAP, "S4-Mamba": MARK_FAILED} and table.learnt.all()
     for who, row in table.iterrows():
         assert (row.error, row.share) == pytest.approx((errors[who], (2 - errors[who]) / 1.9))
         assert (row.low, row.high) == pytest.approx(((1.9 - errors[who]) / 1.9, min(1, (2.1 - errors[who]) / 1.9)))
@@ -119,20 +119,20 @@ def test_a_table_by_hand(transform, no_context, accuracy):
 def test_beginners_are_told_from_the_learned(errors, learnt):
     table = table_marks(stored(dict(zip(("Transformer", "Mamba", "MambaFormer"), errors)), 2.0))
     assert table.learnt.tolist() == [learnt] * 3
-    if min(errors) >= 2: assert set(table.mark) == {FAILED}
+    if min(errors) >= 2: assert set(table.mark) == {MARK_FAILED}
 
 
 def test_the_best_yardstick_counts():
     "Two of three are equal and far from what least squares does: a gap, and nobody has learnt."
     table = table_marks(stored({"Transformer": 0.5, "Mamba": 0.5, "MambaFormer": 0.6, "Least squares": 0.0}, 2.0))
-    assert set(table.mark) == {GAP} and not table.learnt.any()
+    assert set(table.mark) == {MARK_GAP} and not table.learnt.any()
 
 
 def test_the_papers_table():
     theirs = {study: paper_marks(study) for study in TABLE_STUDIES}
     assert all(set(row) == {"Transformer", "Mamba", "MambaFormer"} for row in theirs.values()) and len(theirs) == 9
-    others = {(study, who): given for study, row in theirs.items() for who, given in row.items() if given != SOLVED}
-    assert others == {("decision_tree", "Mamba"): GAP, ("orthogonal_outliers", "Mamba"): GAP, ("many_outliers", "Transformer"): GAP, ("sparse_parity", "Transformer"): FAILED, ("vector_mqar", "Mamba"): FAILED}
+    others = {(study, who): given for study, row in theirs.items() for who, given in row.items() if given != MARK_SOLVED}
+    assert others == {("decision_tree", "Mamba"): MARK_GAP, ("orthogonal_outliers", "Mamba"): MARK_GAP, ("many_outliers", "Transformer"): MARK_GAP, ("sparse_parity", "Transformer"): MARK_FAILED, ("vector_mqar", "Mamba"): MARK_FAILED}
     with pytest.raises(KeyError): paper_marks("formal_languages")
 
 

@@ -29,7 +29,7 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
-from iclrepro.claims import FAILED_BELOW, SOLVED, SOLVED_FROM, SYMBOLS, end_errors, judge_all, ledger, paper_marks, save_verdicts, table_marks
+from iclrepro.claims import FAILED_BELOW, MARK_SOLVED, SOLVED_FROM, SYMBOLS, end_errors, judge_all, ledger, paper_marks, save_verdicts, table_marks
 from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, collect, config_of, costs, gather_studies, not_run
 from iclrepro.models import TITLES
 use_svg()
@@ -49,7 +49,7 @@ pd.DataFrame({study: {"d": t.task.dim, "points": t.task.n_points, "steps": t.ste
 # [the chapter on claims](../13i_claims_park.ipynb), which also tries them on every curve that the papers print.
 
 # %%
-pd.Series({SYMBOLS[SOLVED]: f"share of {SOLVED_FROM} or more", "▲": f"from {FAILED_BELOW} to {SOLVED_FROM}", "✗": f"below {FAILED_BELOW}"}, name="mark")
+pd.Series({SYMBOLS[MARK_SOLVED]: f"share of {SOLVED_FROM} or more", "▲": f"from {FAILED_BELOW} to {SOLVED_FROM}", "✗": f"below {FAILED_BELOW}"}, name="mark")
 
 # %%
 numbers = gather_studies(settings, records, curves=False)
@@ -105,7 +105,7 @@ small = [alt.Chart(relative(study), width=150, height=88, title=alt.TitleParams(
 curves = alt.vconcat(*[alt.hconcat(*small[i:i + 3]) for i in range(0, len(small), 3)])
 
 # %%
-solved = {who: int(((marks.who == who) & (marks.mark == SOLVED) & marks.learnt).sum()) for who in columns}
+solved = {who: int(((marks.who == who) & (marks.mark == MARK_SOLVED) & marks.learnt).sum()) for who in columns}
 learnt, same = int(table.learnt.sum()), int((table.ours == table.paper)[table.learnt].sum())
 finding = f"Of {len(numbers.study)} tasks " + ", ".join(f"{who} solves {n}" for who, n in solved.items()) + (f"; {same} of {learnt} marks are the paper's" if learnt else "")
 absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if STUDY_TITLES[study] not in tasks]

@@ -34,7 +34,7 @@ use_svg()
 # %% [markdown]
 # ## The runs
 #
-# The two small tiers train S4 and S4-Mamba on two of the tasks only.
+# On a laptop S4 and S4-Mamba learn two of the tasks, in the smallest tier one.
 
 # %%
 records = collect(settings, partly=True)

@@ -100,7 +100,7 @@ def relative(study):
 
 colour = alt.Color("who:N", title=None, scale=alt.Scale(domain=columns, range=[MODEL_COLOURS[who] for who in columns]), legend=alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3))
 small = [alt.Chart(relative(study), width=150, height=88, title=alt.TitleParams(named(study), fontSize=11, anchor="start")).mark_line(strokeWidth=1.8).encode(
-    x=alt.X("examples:Q", title="query" if tasks[STUDY_TITLES[study]].task.layout == "vectors" else "in-context examples", axis=alt.Axis(grid=False, tickCount=4, format="d"), scale=alt.Scale(nice=False)),
+    x=alt.X("examples:Q", title="query" if tasks[STUDY_TITLES[study]].task.layout == "vectors" else "in-context examples", axis=alt.Axis(grid=False, tickCount=4, tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
     y=alt.Y("relative:Q", title="error / no context", scale=alt.Scale(type="log", nice=False, domainMax=3), axis=alt.Axis(tickCount=3, format="~g")), color=colour) for study in numbers.study.values]
 curves = alt.vconcat(*[alt.hconcat(*small[i:i + 3]) for i in range(0, len(small), 3)])
 

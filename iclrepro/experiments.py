@@ -326,9 +326,8 @@ _ORTHOGONAL, _RELEASED, _MANY = paper_size("orthogonal_outliers"), paper_size("o
 
 
 def _small_outliers(task: Task, steps: int, lr: float) -> Size:
-    "A laptop's outliers: every model four or five blocks of width 32."
-    ramp = Ramp(8, task.n_points, (task.n_points - 8) // 4, 200)
-    return Size(task, Curriculum(Ramp(min(3, task.dim), task.dim), ramp), 2, 2, 32, 4, steps, lr, task.n_points, (0, 1))
+    "A laptop's outliers: four or five blocks of width 32, no curriculum, batches of 32."
+    return Size(task, Curriculum.constant(task), 2, 2, 32, 4, steps, lr, task.n_points, (0, 1), batch_size=32)
 
 
 def _tiny_outliers(task: Task) -> Size:
@@ -337,10 +336,10 @@ def _tiny_outliers(task: Task) -> Size:
 
 
 TASK_SIZES["orthogonal_outliers"] = {
-    "smoke": _tiny_outliers(OrthogonalOutliers(3, 8)), "laptop": _small_outliers(OrthogonalOutliers(3, 16), 2000, 2e-3),
+    "smoke": _tiny_outliers(OrthogonalOutliers(3, 8)), "laptop": _small_outliers(OrthogonalOutliers(3, 16, p=0.25), 2500, 2e-3),
     "gpu": replace(_ORTHOGONAL, steps=100_000, precision="tf32"), "paper": _ORTHOGONAL}
 TASK_SIZES["orthogonal_outliers_as_released"] = {
-    "smoke": _tiny_outliers(OrthogonalOutliers(3, 8, outliers="as_released")), "laptop": _small_outliers(OrthogonalOutliers(3, 16, outliers="as_released"), 2000, 2e-3),
+    "smoke": _tiny_outliers(OrthogonalOutliers(3, 8, outliers="as_released")), "laptop": _small_outliers(OrthogonalOutliers(3, 16, p=0.25, outliers="as_released"), 2500, 2e-3),
     "gpu": replace(_RELEASED, steps=100_000, precision="tf32"), "paper": _RELEASED}
 TASK_SIZES["many_outliers"] = {
     "smoke": _tiny_outliers(ManyOutliers(3, 12, p=0.75)), "laptop": _small_outliers(ManyOutliers(3, 32, p=0.75), 2000, 2e-3),

@@ -109,7 +109,7 @@ solved = {who: int(((marks.who == who) & (marks.mark == MARK_SOLVED) & marks.lea
 learnt, same = int(table.learnt.sum()), int((table.ours == table.paper)[table.learnt].sum())
 finding = f"Of {len(numbers.study)} tasks " + ", ".join(f"{who} solves {n}" for who, n in solved.items()) + (f"; {same} of {learnt} marks are the paper's" if learnt else "")
 absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if STUDY_TITLES[study] not in tasks]
-notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + not_run(settings, records)
+notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + (["Small tasks and models: no mark below solved is evidence here."] if settings.tier in ("smoke", "laptop") else []) + not_run(settings, records)
 chart = with_face(alt.hconcat(heat, curves).resolve_scale(color="independent"), finding, settings.tier, notes,
                   (f"Of what the longest context in training offers, a model has gained {SOLVED_FROM:.0%} or more: solved; less than {FAILED_BELOW:.0%}: failed; between: a gap.", "Mean over seeds and prompts."))
 paths = publish(settings.stem, numbers, chart, table[["error", "share", "low", "high"]])

@@ -30,7 +30,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
 from iclrepro.claims import FAILED_BELOW, MARK_SOLVED, SOLVED_FROM, SYMBOLS, end_errors, judge_all, ledger, paper_marks, save_verdicts, table_marks
-from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, collect, config_of, costs, gather_studies, not_run
+from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, by_study, collect, config_of, costs, experiment_runs, gather_studies, not_run
 from iclrepro.models import TITLES
 use_svg()
 
@@ -108,8 +108,8 @@ curves = alt.vconcat(*[alt.hconcat(*small[i:i + 3]) for i in range(0, len(small)
 solved = {who: int(((marks.who == who) & (marks.mark == MARK_SOLVED) & marks.learnt).sum()) for who in columns}
 learnt, same = int(table.learnt.sum()), int((table.ours == table.paper)[table.learnt].sum())
 finding = f"Of {len(numbers.study)} tasks " + ", ".join(f"{who} solves {n}" for who, n in solved.items()) + (f"; {same} of {learnt} marks are the paper's" if learnt else "")
-absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if STUDY_TITLES[study] not in tasks]
-notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + (["Small tasks and models: no mark below solved is evidence here."] if settings.tier in ("smoke", "laptop") else []) + not_run(settings, records)
+absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if study not in by_study(experiment_runs(settings.experiment, settings.tier))]
+notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + (["Small tasks and small models."] if settings.tier in ("smoke", "laptop") else []) + not_run(settings, records)
 chart = with_face(alt.hconcat(heat, curves).resolve_scale(color="independent"), finding, settings.tier, notes,
                   (f"Of what the longest context in training offers, a model has gained {SOLVED_FROM:.0%} or more: solved; less than {FAILED_BELOW:.0%}: failed; between: a gap.", "Mean over seeds and prompts."))
 paths = publish(settings.stem, numbers, chart, table[["error", "share", "low", "high"]])

@@ -342,7 +342,7 @@ TASK_SIZES["orthogonal_outliers_as_released"] = {
     "smoke": _tiny_outliers(OrthogonalOutliers(3, 8, outliers="as_released")), "laptop": _small_outliers(OrthogonalOutliers(3, 16, p=0.25, outliers="as_released"), 2500, 2e-3),
     "gpu": replace(_RELEASED, steps=100_000, precision="tf32"), "paper": _RELEASED}
 TASK_SIZES["many_outliers"] = {
-    "smoke": _tiny_outliers(ManyOutliers(3, 12, p=0.75)), "laptop": _small_outliers(ManyOutliers(3, 32, p=0.75), 2000, 2e-3),
+    "smoke": _tiny_outliers(ManyOutliers(3, 12, p=0.75)), "laptop": _small_outliers(ManyOutliers(3, 32, p=0.75), 1500, 2e-3),
     "gpu": replace(_MANY, steps=50_000, seeds=(0,), precision="tf32", curriculum=Curriculum(Ramp(4, 20, 1, 800), Ramp(12, 512, 2, 80))), "paper": _MANY}
 
 # %% ../nbs/12b_park.ipynb #ad948a05

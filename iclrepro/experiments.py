@@ -218,10 +218,8 @@ def yardstick_exams(yardstick: Yardstick, config: RunConfig) -> list[Exam]:
     chosen = []
     for exam in config.exams:
         if yardstick.shifts and exam.shift not in yardstick.shifts: continue
-        if yardstick.at:
-            at = tuple(k for k in exam.examples(config.train.task) if k in yardstick.at)
-            if not at: continue
-            exam = replace(exam, at=at)
+        if yardstick.at: exam = replace(exam, at=tuple(k for k in exam.examples(config.train.task) if k in yardstick.at))
+        if yardstick.at and not exam.at: continue
         chosen.append(replace(exam, n_prompts=min(yardstick.n_prompts, exam.n_prompts)) if yardstick.n_prompts else exam)
     return chosen
 

@@ -50,7 +50,8 @@ pd.DataFrame({study: {"d": t.task.dim, "points": t.task.n_points, "outliers": f"
 
 # %%
 numbers = gather_studies(settings, records)
-table = pd.concat({study: end_errors(numbers, study).assign(**{"without context": float(numbers["no_context"].sel(study=study))}) for study in numbers.study.values})
+table = pd.concat({study: end_errors(numbers, study) for study in numbers.study.values})
+table.insert(0, "without context", [float(numbers["no_context"].sel(study=study)) for study, _ in table.index])
 table.index = pd.Index([f"{who}, {STUDY_TITLES[study]}" for study, who in table.index], name="model")
 table.round(4)
 

@@ -54,9 +54,10 @@ pd.Series({SYMBOLS[MARK_SOLVED]: f"share of {SOLVED_FROM} or more", "▲": f"fro
 # %%
 numbers = gather_studies(settings, records, curves=False)
 marks = table_marks(numbers)
-table = marks.assign(paper=[SYMBOLS[paper_marks(study)[who]] for study, who in zip(marks.study, marks.who)], ours=marks.mark.map(SYMBOLS))
+starts = {study: abs(float(numbers["accuracy"].sel(study=study) - numbers["no_context"].sel(study=study))) for study in numbers.study.values}
+table = marks.assign(**{"without context": marks.study.map(starts)}, paper=[SYMBOLS[paper_marks(study)[who]] for study, who in zip(marks.study, marks.who)], ours=marks.mark.map(SYMBOLS))
 table.index = pd.Index([f"{who}, {STUDY_TITLES[study]}" for study, who in zip(marks.study, marks.who)], name="model")
-table[["error", "share", "low", "high", "ours", "paper", "learnt"]].round(3)
+table[["without context", "error", "share", "low", "high", "ours", "paper", "learnt"]].round(3)
 
 # %% [markdown]
 # A share is at most 1, and somebody has it: the best of all, unless a yardstick is better than every model.
@@ -112,7 +113,7 @@ absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if study not in by_stud
 notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + (["Small tasks and small models."] if settings.tier in ("smoke", "laptop") else []) + not_run(settings, records)
 chart = with_face(alt.hconcat(heat, curves).resolve_scale(color="independent"), finding, settings.tier, notes,
                   (f"Of what the longest context in training offers, a model has gained {SOLVED_FROM:.0%} or more: solved; less than {FAILED_BELOW:.0%}: failed; between: a gap.", "Mean over seeds and prompts."))
-paths = publish(settings.stem, numbers, chart, table[["error", "share", "low", "high"]])
+paths = publish(settings.stem, numbers, chart, table[["without context", "error", "share", "low", "high"]])
 chart
 
 # %% [markdown]

@@ -22,6 +22,7 @@ from .baselines import BASELINES
 from .evaluation import Exam, as_baseline_examinee, summarise, take
 from .models import TITLES, model_for
 from .presets import exam_of
+from .probing import Probe
 from .prompts import lookup
 from .results import exam_dataset, load_dataset, provenance, save_dataset
 from .runs import Report, RunConfig, check_device, find_record, load_cost, run
@@ -84,11 +85,12 @@ def task_runs(
     exams = tuple(replace(exam_of(shift, size.task, size.test_points), n_prompts=size.n_prompts) for shift in size.shifts)
     chosen = {name: getattr(size, name) for name in ("schedule", "log_every", "batch_size", "clip", "weight_decay", "precision")}
     if size.stop_below is not None: chosen["stop_below"] = size.stop_below
+    probe = Probe(size.probes, n_tasks=max(1, min(128, size.n_prompts // 10))) if size.probes else None
     for name in models:
         shape = dict(n_layers=size.n_layers_mamba if "mamba" in name else size.n_layers, d_model=size.d_model, n_heads=size.n_heads)
         model = model_for(size.task, name, n_points=size.test_points, **shape | options)
         label = "-".join(filter(None, (study, name, variant, tier)))
-        runs[TITLES[name]] = RunConfig(label, TrainConfig(size.task, model, size.curriculum, size.steps, size.seeds, lr=size.lr, **chosen), exams)
+        runs[TITLES[name]] = RunConfig(label, TrainConfig(size.task, model, size.curriculum, size.steps, size.seeds, lr=size.lr, **chosen), exams, probe)
     return runs
 
 # %% ../nbs/12_experiments.ipynb #2f0fc36b

@@ -1,6 +1,7 @@
-# `make` lists what can be made. Settings on the command line or in the environment: TIER, ROOT, PYTHON.
+# `make` lists what can be made. Settings on the command line or in the environment: TIER, ROOT, ONLY, PYTHON.
 TIER ?= laptop
 ROOT ?= results
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .PHONY: help reproduce test figures notebooks sync locks
 
 help:
-	@echo "make reproduce [TIER=$(TIER)] [ROOT=$(ROOT)]  train, evaluate, draw and judge; a second call resumes or does nothing"
+	@echo "make reproduce [TIER=$(TIER)] [ROOT=$(ROOT)] [ONLY=linear_regression]  train, evaluate, draw and judge; a second call resumes or does nothing"
 	@echo "make test       every notebook, every test: what .ci/run runs"
 	@echo "make figures    redraw figures/ from the committed records, without training"
 	@echo "make notebooks  run the library notebooks in place, then make sync"
@@ -25,7 +26,7 @@ help:
 	@echo "takes the CPU build."
 
 reproduce: $(READY)
-	@$(BIN)/iclrepro reproduce --tier $(TIER) --root $(ROOT)
+	@$(BIN)/iclrepro reproduce $(ONLY) --tier $(TIER) --root $(ROOT)
 
 figures: $(READY)
 	@$(BIN)/iclrepro figures

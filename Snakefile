@@ -4,8 +4,9 @@
 import sys
 from pathlib import Path
 
-from iclrepro.experiments import EXPERIMENTS, experiment_runs, project_root
-from iclrepro.models import TITLES, parse_pattern
+from iclrepro.cli import chosen_experiments, runs_at
+from iclrepro.experiments import experiment_runs, project_root
+from iclrepro.models import parse_pattern
 
 shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # the environment need not be activated
 
@@ -13,12 +14,8 @@ tier = config.get("tier", "laptop")
 root = Path(config.get("root", project_root() / "results")).resolve()
 device = config.get("device", "cpu")
 
-drawn = [name for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers]
-names = {title: name for name, title in TITLES.items()}
-runs = {}  # by folder: experiments may share runs
-for experiment in drawn:
-    for title, run in experiment_runs(experiment, tier).items():
-        runs[run.folder] = (run, f"{experiment} --model {names[title]}")
+drawn = chosen_experiments(tier, [name for name in (config.get("only") or "").split(",") if name])
+runs = runs_at(tier, drawn)
 
 
 def files_of(experiment):
@@ -34,15 +31,15 @@ rule all:
 
 
 # A rule a run, not a wildcard, so that those with most Mamba blocks, the slowest a step, start first.
-for folder, (run, asked) in runs.items():
+for folder, run in runs.items():
     rule:
         name: "train_" + folder.replace("-", "_").replace(".", "_")
         output: f"{root}/runs/{folder}/record.nc"
         priority: run.train.steps * (1 + parse_pattern(run.train.model.pattern).count("mamba"))
         threads: len(run.train.seeds) if device == "cpu" else 1  # on a CPU the seeds train side by side
         resources: gpu=0 if device == "cpu" else 1  # for a cluster; on one host `iclrepro reproduce` has made these runs before
-        params: asked=asked  # bound here: the shell command is put together only when the job starts
-        shell: "iclrepro train {params.asked} --tier {tier} --root {root} --device {device} --quiet"
+        params: folder=folder  # bound here: the shell command is put together only when the job starts
+        shell: "iclrepro train --run {params.folder} --tier {tier} --root {root} --device {device} --quiet"
 
 
 for experiment in drawn:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CATALOGUE', 'sentence', 'in_groups', 'in_families', 'trained_by', 'tasks', 'shifts', 'models', 'sizes',
-           'blocks', 'baselines', 'presets']
+           'blocks', 'baselines', 'presets', 'stored_tiers', 'minutes', 'shown_runs', 'figures', 'in_order']
 
 # %% ../nbs/13a_catalogue.ipynb #bfd21d3d
 import inspect
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -17,7 +18,10 @@ import torch
 from .baselines import BASELINES
 from .blocks import BLOCKS
 from .models import ARCHITECTURES, RELEASED, SIZES, TITLES, SequenceModel, architecture
+from .experiments import COMMITTED, EXPERIMENTS, TIERS, project_root
 from .presets import PAPERS
+from .runs import RunConfig, load_cost
+from .results import load_dataset
 from .shifts import SHIFTS, fitting_shifts
 from .tasks import TASKS, make_task
 
@@ -117,3 +121,37 @@ def presets() -> pd.DataFrame:
 
 
 CATALOGUE: dict[str, Callable[[], pd.DataFrame]] = {"tasks": tasks, "shifts": shifts, "models": models, "sizes": sizes, "blocks": blocks, "baselines": baselines, "presets": presets}
+
+# %% ../nbs/13a_catalogue.ipynb #10b8efa7
+def stored_tiers(experiment: str) -> list[str]:
+    "The tiers at which an experiment's figure is part of the project, the highest last."
+    return [tier for tier in TIERS if (project_root() / COMMITTED / experiment / f"{tier}.svg").exists()]
+
+
+def minutes(configs: Iterable[RunConfig]) -> float:
+    "What runs of the project took, training and exams, one after the other."
+    costs = [load_cost(config, project_root() / COMMITTED) for config in configs]
+    return sum(cost["training_seconds"] + cost["exam_seconds"] for cost in costs) / 60
+
+
+def shown_runs(experiment: str, tier: str) -> list[RunConfig]:
+    "The runs that a stored figure rests on."
+    numbers = load_dataset(project_root() / COMMITTED / experiment / f"{tier}.nc")
+    return [RunConfig.from_dict(run) for run in json.loads(numbers.attrs["runs"]).values()]
+
+
+def figures() -> pd.DataFrame:
+    "Figures and tables of the papers: the notebook, the stored figure and its tier, and the command that makes it at the laptop tier, with its minutes on two cores."
+    rows = []
+    for name, experiment in EXPERIMENTS.items():
+        tiers = stored_tiers(name)
+        drawn = ", ".join(f"[{tier}](../{COMMITTED}/{name}/{tier}.svg)" for tier in tiers)
+        took = f"{minutes(shown_runs(name, 'laptop')):.1f}" if "laptop" in tiers else ""
+        for where in experiment.where or ("ours",):
+            rows.append({"figure or table": where, "notebook": f"[{name}](../nbs/experiments/{name}.ipynb)", "stored figures": drawn, "command": f"`make reproduce ONLY={name}`", "minutes": took})
+    return pd.DataFrame(rows).sort_values("figure or table", key=lambda column: column.map(in_order), kind="stable", ignore_index=True)
+
+
+def in_order(where: str) -> tuple:
+    "A key that sorts Fig. 2 before Fig. 10."
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", where))

@@ -24,8 +24,8 @@ from iclrepro.baselines import averaging
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
                              ledger, save_verdicts, to_markdown)
 from iclrepro.cli import main, override
-from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, summarise, take
-from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_runs, published, spread
+from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
+from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_runs, published
 from iclrepro.models import SequenceModel, architecture, build_model, predict
 from iclrepro.prompts import Draws, Prompt
 from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset
@@ -299,8 +299,11 @@ REFUSED = {
     "train linear_regression --tier lptop": "unknown tier 'lptop'.*mean 'laptop'",
     "train sparse_parity --tier laptop": "sparse_parity has no laptop tier: choose one of smoke, gpu, paper",
     "train sparse_parity --tier smoke --model mambo": "unknown model 'mambo'.*mean 'mamba'",
-    "train sparse_parity --tier smoke --model transformer_nope": "unknown model of sparse_parity 'Transformer, no positions'",
+    "train sparse_parity --tier smoke --model transformer_nope": "sparse_parity has no model transformer_nope at tier smoke: its runs are sparse_parity-transformer-smoke",
     "train": "name an experiment",
+    "train linear_regression --run x": "one of the four",
+    "train --run linear_regression-mamba-smoke --tier smoke": "unknown run of tier smoke 'linear_regression-mamba-smoke'.*mean 'linear_regression-mamba-smoke-",
+    "reproduce linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "train linear_regression --tier smoke --threads 0": "threads is 0",
     "train linear_regression --tier smoke --set train.stepz=3": "unknown configuration path.*'stepz'.*mean 'steps'",
     "train linear_regression --tier smoke --set trian.steps=3": "unknown configuration path 'trian'.*mean 'train'",
@@ -503,18 +506,22 @@ def test_records_hold_what_the_saved_weights_score(smoke):
             np.testing.assert_allclose(record["score"].sel(shift="none", seed=seed, examples=exam.examples(config.train.task)), scores, rtol=1e-5)
 
 
+ALONE = ("linear_regression", "length_and_shift", "sparse_parity")  # the others differ from these in what they draw, not in how they run
+
+
 @pytest.fixture(scope="session")
 def alone(smoke, tmp_path_factory):
-    "The three notebooks by papermill, without Snakemake, in a folder of their own: statuses and outputs by name."
+    "Some notebooks by papermill, without Snakemake, in a folder of their own: statuses and outputs by name."
     root = tmp_path_factory.mktemp("alone")
     # One after the other: papermill's own command gives kernels TCP ports some time before they are bound, and two at once can be given the same.
-    return root, {name: finished(start("papermill", f"nbs/experiments/{name}.ipynb", root / f"{name}.ipynb", "-p", "tier", "smoke", "-p", "root", root)) for name in EXPERIMENTS}
+    return root, {name: finished(start("papermill", f"nbs/experiments/{name}.ipynb", root / f"{name}.ipynb", "-p", "tier", "smoke", "-p", "root", root)) for name in ALONE}
 
 
 def test_papermill_alone_makes_the_same_records_and_figures(smoke, alone):
     root, ended = alone
     for name, (status, output) in ended.items(): assert status == 0, output
-    compared = [f"runs/{folder}/record.nc" for folder in RUNS] + sorted(name for name in FILES if name.endswith((".svg", ".vl.json", ".csv", ".nc", ".verdicts.json")))
+    compared = [f"runs/{config.folder}/record.nc" for name in ALONE for config in experiment_runs(name, "smoke").values()]
+    compared += sorted(name for name in FILES if name.startswith(ALONE) and not name.endswith(".ipynb"))
     assert {name for name in compared if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
 
 
@@ -548,11 +555,14 @@ def kept_files():
     return runs | {name for name in FILES if name.startswith(tuple(EXPERIMENTS)) and not name.endswith(".ipynb")}
 
 
+def baseline_files(root): return {name for name in states(root) if name.startswith("baselines/")}
+
+
 def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path, monkeypatch):
     monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
     root = tmp_path / "figures"
     assert command_line("keep", "--tier", "smoke", "--root", smoke.root)[0] == 0
-    assert states(root).keys() == kept_files()
+    assert baseline_files(smoke.root) and states(root).keys() == kept_files() | baseline_files(smoke.root)
     assert {name for name in states(root) if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
     for name in EXPERIMENTS:
         if name != "sparse_parity": shutil.rmtree(root / name)  # one is enough
@@ -563,13 +573,13 @@ def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path
     for ending in (".svg", ".vl.json", ".nc", ".csv", ".verdicts.json"):
         assert (root / f"sparse_parity/smoke{ending}").read_bytes() == (smoke.root / f"sparse_parity/smoke{ending}").read_bytes(), ending
     after = states(root)
-    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "sparse_parity/"))}
+    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "sparse_parity/"))} | baseline_files(smoke.root)
     assert not any(name.startswith("runs/") for name in changed(before, after))
 
 
 def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, monkeypatch):
     monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
-    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs"])
+    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "baselines"])
     (root / "sparse_parity" / "smoke.svg").unlink()
     status, said = command_line("keep", "--tier", "smoke", "--root", root)
     assert status == 2 and str(root / "sparse_parity" / "smoke.svg") in said
@@ -577,11 +587,11 @@ def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, m
 
 
 def test_a_run_that_fails_is_named_with_its_reason(smoke, tmp_path):
-    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs"])
+    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "baselines"])
     folder = root / "runs" / experiment_runs("sparse_parity", "smoke")["Transformer"].folder
     (folder / "record.nc").unlink()
     (folder / "checkpoint.pt").write_bytes(b"damage")
     before = states(root)
     status, output = finished(reproduce(root))
-    assert status == 1 and str(folder / "checkpoint.pt") in output and "move it away" in output and "reproduction failed" in output
+    assert status == 1 and str(folder / "checkpoint.pt") in output and "move it away" in output and "failed" in output
     assert not {name for name in changed(before, states(root)) if name.endswith(("record.nc", ".svg"))}

@@ -60,7 +60,9 @@ linear = [label for label in records if label.endswith(SKEWED)]
 n_iterations = max(layers.values()) - 1
 if linear: numbers = numbers.merge(descent_numbers(config_of(records[linear[0]]), n_iterations))
 numbers = numbers.assign_attrs(score="squared error / d", **standing_on(settings, records))
-table = ends.T.assign(**{method: pd.Series({SKEWED: float(numbers["descent"].sel(optimiser=method)[-1])}) for method in (numbers.optimiser.values if linear else ())})
+curves = {f"{who}: {function}" + (f", {factor:g} times the examples" if factor > 1 else ""): layer_curve(numbers, who, function, factor=factor) for function in functions for who in models for factor in numbers.factor.values}
+if linear: curves |= {f"{name}: {SKEWED}": numbers["descent"].sel(optimiser=name).values for name in numbers.optimiser.values}
+table = pd.DataFrame({label: {"first": curve[0], "best": curve.min(), "last": curve[-1]} for label, curve in curves.items() if len(curve)}).T.rename_axis("model")
 table.round(4)
 
 # %% [markdown]
@@ -98,15 +100,16 @@ def panel(ours, seeds, theirs, title, quantity, by, palette, log=False, width=19
     "Curves over the layer ratio: bands of 95 %, thin lines of single seeds, the paper's dashed."
     x = alt.X("layer_ratio:Q", title="layer ratio", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False, values=[0, 0.5, 1]))
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
-    colour = alt.Color(f"{by}:N", title=None, scale=alt.Scale(domain=list(palette), range=list(palette.values())), legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3, labelLimit=220))
-    y = alt.Y("value:Q", title=quantities[quantity], scale=scale)
+    colour = alt.Color(f"{by}:N", title=None, scale=alt.Scale(domain=list(palette), range=list(palette.values())), legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, labelLimit=220) if quantity == "error" else None)
+    axis = alt.Axis(minExtent=34, format="~g" if quantity == "error" else "")
+    y = alt.Y("value:Q", title=quantities[quantity], scale=scale, axis=axis)
     base = alt.Chart(ours).encode(x=x, color=colour)
-    drawn = [base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=quantities[quantity], scale=scale), y2="high:Q"),
+    drawn = [base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=quantities[quantity], scale=scale, axis=axis), y2="high:Q"),
              alt.Chart(seeds).mark_line(strokeWidth=0.7, opacity=0.6).encode(x=x, y=y, color=colour, detail="seed:N"),
              base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=14)).encode(y=y)]
     if len(theirs): drawn.append(alt.Chart(theirs).mark_line(strokeWidth=1.1, strokeDash=[5, 3], opacity=0.9).encode(x=x, y=y, color=colour, detail=f"{by}:N"))
     if quantity != "error": drawn.insert(0, alt.Chart(pd.DataFrame({"value": [1.0 if quantity == "scale" else 0.0]})).mark_rule(strokeDash=[1, 2], color="#555555").encode(y=y))
-    return alt.layer(*drawn).properties(width=width, height=150, title=alt.Title(title, fontSize=12, anchor="middle"))
+    return alt.layer(*drawn).properties(width=width, height=150, title=alt.Title(title, fontSize=11, anchor="middle"))
 
 
 at_home = lambda frame, quantity, function: frame[(frame.quantity == quantity) & (frame.function == function) & (frame.factor == 1)]
@@ -116,7 +119,7 @@ for quantity in quantities:
     for function in functions:
         ours = pd.concat([at_home(frame, quantity, function) for frame in (rows, descent)])
         theirs = at_home(paper, quantity, function)
-        cells.append(panel(ours, at_home(single, quantity, function), theirs[theirs.who.isin(colours)], f"{function}, {int(numbers['trained_to'].sel(function=function))} examples", quantity, "who", colours, log=quantity == "error"))
+        cells.append(panel(ours, at_home(single, quantity, function), theirs[theirs.who.isin(colours)], f"{function.replace('relu', 'ReLU')}, {int(numbers['trained_to'].sel(function=function))} in-context examples", quantity, "who", colours, log=quantity == "error"))
     grid.append(alt.hconcat(*cells, spacing=12))
 
 # %% [markdown]
@@ -127,24 +130,24 @@ if linear:
     cells = []
     for who in models:
         mine = lambda frame: frame[(frame.quantity == "error") & (frame.function == SKEWED) & (frame.who == who)].assign(examples=lambda f: f.factor.map(factors))
-        if len(mine(rows)): cells.append(panel(mine(rows), mine(single), mine(paper), f"{who}: examples", "error", "examples", shades, log=True))
+        if len(mine(rows)): cells.append(panel(mine(rows), mine(single), mine(paper), f"{who}, by examples", "error", "examples", shades, log=True))
     swept = numbers["swept"].to_dataframe("value").reset_index()
     swept = swept[swept.value <= 2 * float(numbers["descent"][0, 0])]
     best = float(numbers["best_gamma"])
     gamma = alt.X("gamma:Q", title="γ", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(grid=False, format=".0e", tickCount=5))
-    sweep = alt.layer(alt.Chart(swept).mark_line(color=colours["GD++"]).encode(x=gamma, y=alt.Y("value:Q", title="squared error / d", scale=alt.Scale(type="log", nice=False))),
+    sweep = alt.layer(alt.Chart(swept).mark_line(color=colours["GD++"]).encode(x=gamma, y=alt.Y("value:Q", title="squared error / d", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(minExtent=34, format="~g"))),
                       alt.Chart(pd.DataFrame({"gamma": [best]})).mark_rule(strokeDash=[1, 2], color="#555555").encode(x=gamma)).properties(
-        width=190, height=150, title=alt.Title(f"GD++ after {n_iterations} iterations", fontSize=12, anchor="middle"))
+        width=190, height=150, title=alt.Title(f"GD++, iterations: {n_iterations}", fontSize=11, anchor="middle"))
     grid.insert(1, alt.hconcat(*cells, sweep, spacing=12).resolve_scale(color="shared"))
 
 # %%
 order = ", ".join(f"{who} {ends.loc[who, SKEWED]:.2g}" for who in models if SKEWED in ends and pd.notna(ends.loc[who, SKEWED]))
-yards = ", ".join(f"{method} {float(numbers['descent'].sel(optimiser=method)[-1]):.2g}" for method in numbers.optimiser.values) if linear else ""
-finding = f"Error at the last layer, skewed inputs: {order}; {yards} after {n_iterations} iterations" if linear else "The last layer answers best"
+yards = ", ".join(f"{name} {float(numbers['descent'].sel(optimiser=name)[-1]):.2g}" for name in numbers.optimiser.values) if linear else ""
+finding = f"Error at the last layer, skewed inputs: {order}; {yards} (iterations: {n_iterations})" if linear else "The last layer answers best"
 depth = " and ".join(f"{count} of {who}" for who, count in layers.items())
 bands = ("Line: mean over tasks; band: 95 % bootstrap over seeds and tasks; thin: single seeds.", "Dotted: scale 1, shift 0, best γ.")
-notes = [f"Layers: {depth}.", "Dashed: the paper's 24 and 12 layers, its GD and GD++ divided by d once.", *left_out(settings, records)]
-if settings.tier in ("smoke", "laptop"): notes.append("So few layers show whether the last is best, not how the paper's many share the work.")
+notes = [f"Layers: {depth}.", "Dashed: the paper (24 and 12 layers), its GD and GD++ divided by d once.", *left_out(settings, records)]
+if settings.tier in ("smoke", "laptop"): notes.append("So few layers cannot show how many share the work.")
 chart = with_face(alt.vconcat(*grid, spacing=14).resolve_scale(color="independent"), finding, settings.tier, notes, bands)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -26,13 +26,16 @@ from iclrepro.experiments import check_parameters
 settings = check_parameters("grazzi_probing", globals())
 
 # %%
+import textwrap
+
 import altair as alt
 import numpy as np
 import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
 from iclrepro.claims import judge_all, layer_curve, ledger, save_verdicts
-from iclrepro.experiments import collect, config_of, costs, descent_numbers, gather_probes, left_out, published_probes, standing_on
+from iclrepro.experiments import collect, config_of, costs, descent_numbers, experiment_runs, gather_probes, left_out, published_probes, standing_on
+from iclrepro.probing import layer_ratios
 use_svg()
 
 # %% [markdown]
@@ -53,11 +56,12 @@ ends.round(4)
 # %% [markdown]
 # ## Gradient descent and GD++
 #
-# On the same tasks, scored on the same questions, with one iteration a layer of Mamba after its first. The paper divides these two curves by $d$ twice; ours are divided once, and its are drawn corrected.
+# On the same tasks, scored on the same questions, with one iteration for each layer of Mamba after its first. The paper divides these two curves by $d$ twice; ours are divided once, and its are drawn corrected.
 
 # %%
 linear = [label for label in records if label.endswith(SKEWED)]
-n_iterations = max(layers.values()) - 1
+mamba = experiment_runs(settings.experiment, settings.tier)[f"Mamba: {SKEWED}"].train.model
+n_iterations = int(np.isfinite(layer_ratios(mamba.pattern)).sum()) - 1
 if linear: numbers = numbers.merge(descent_numbers(config_of(records[linear[0]]), n_iterations))
 numbers = numbers.assign_attrs(score="squared error / d", **standing_on(settings, records))
 curves = {f"{who}: {function}" + (f", {factor:g} times the examples" if factor > 1 else ""): layer_curve(numbers, who, function, factor=factor) for function in functions for who in models for factor in numbers.factor.values}
@@ -149,6 +153,7 @@ bands = ("Line: mean over tasks; band: 95 % bootstrap over seeds and tasks; thin
 notes = [f"Layers: {depth}.", "Dashed: the paper (24 and 12 layers), its GD and GD++ divided by d once.", *left_out(settings, records)]
 if settings.tier in ("smoke", "laptop"): notes.append("So few layers cannot show how many share the work.")
 chart = with_face(alt.vconcat(*grid, spacing=14).resolve_scale(color="independent"), finding, settings.tier, notes, bands)
+chart.title.subtitle = [part for line in chart.title.subtitle for part in textwrap.wrap(line, 190)]
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

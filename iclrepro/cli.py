@@ -48,8 +48,9 @@ def override(config: RunConfig, changes: Iterable[str]) -> RunConfig:
         try: value = json.loads(text)
         except json.JSONDecodeError: value = text
         old = target[key]
-        if isinstance(old, float) and type(value) is int: value = float(value)
-        if type(value) is not type(old): raise ValueError(f"--set {change}: {path} must be of type {type(old).__name__}, as in {path}={json.dumps(old)}")
+        kind, example = (float, 0.5) if old is None else (type(old), old)  # what may be None is a number else
+        if kind is float and type(value) is int: value = float(value)
+        if type(value) is not kind: raise ValueError(f"--set {change}: {path} must be of type {kind.__name__}, as in {path}={json.dumps(example)}")
         target[key] = value
     return RunConfig.from_dict(data)
 

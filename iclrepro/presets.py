@@ -87,6 +87,7 @@ PARK = {
         "weight_decay": Fact(0.1, "inference", "RegBench's code"),
         "task": Fact({"n_languages": 5000}, "inference", "RegBench's code"),
         "size": Fact("recall", "ours", "unknown"),
+        "shifts": Fact(("new_languages",), "inference", "RegBench examines on languages that are not among the 5,000"),
     },
 }
 PARK_MODELS = {name: name for name in ("transformer", "transformer_nope", "mamba", "s4", "s4_mamba", "standard_hybrid", "mambaformer", "transformer_mamba")}

@@ -184,11 +184,11 @@ def run(
         finally: torch.set_num_threads(threads)
         examined = time.monotonic()
         seconds = earlier + trained - started
-        cost = {"training_seconds": seconds, "exam_seconds": examined - trained, "steps_per_second": config.train.steps / seconds,
+        cost = {"training_seconds": seconds, "exam_seconds": examined - trained, "steps_per_second": training.step / seconds,
                 "peak_memory_bytes": peak_memory(), "threads": used, "device": record.attrs["device"]}
         write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
         save_dataset(record, folder / "record.nc")
-        report(Progress(config.name, "finished", config.train.steps, config.train.steps, float(record["loss"][:, -1].mean()), cost["steps_per_second"], 0.0))
+        report(Progress(config.name, "finished", training.step, training.step, float(record["loss"][:, -1].mean()), cost["steps_per_second"], 0.0))
     return record
 
 
@@ -228,8 +228,8 @@ def train(
             raise
         now = time.monotonic()
         rate = (training.step - begin) / (now - started)
-        report(Progress(config.name, "training", training.step, config.train.steps, float(training.losses[:, window:training.step].mean()),
-                        rate, (config.train.steps - training.step) / rate, begin))
+        steps = training.step if training.finished else config.train.steps  # the most there are: a loss that ends a run is not foreseen
+        report(Progress(config.name, "training", training.step, steps, float(training.losses[:, window:training.step].mean()), rate, (steps - training.step) / rate, begin))
         stopped = stop()
         if training.finished or stopped or now - saved_at >= checkpoint_seconds:
             save_checkpoint({**training.state_dict(), "seconds": earlier + now - started}, path)
@@ -272,4 +272,4 @@ def make_record(config: RunConfig, training: Training, report: Report, stop: Cal
     if isinstance(config.train.lr, tuple): dataset = dataset.assign_coords(lr=("seed", list(config.train.lr)))
     n_parameters = sum(p.numel() for p in training.members[0].model.parameters())
     return dataset.assign_attrs(configuration=json.dumps(config.to_dict(), sort_keys=True), name=config.name, n_parameters=n_parameters,
-                                score=config.train.task.score_label, training_flops=float(training_flops(config.train)), **provenance(training.device))
+                                score=config.train.task.score_label, training_flops=float(training_flops(config.train, training.step)), **provenance(training.device))

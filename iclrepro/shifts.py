@@ -243,4 +243,5 @@ SHIFTS |= {
        (("random", "outliers at random places"), ("fixed", "outliers evenly spaced"), ("fixed_as_released", "outliers where the released code has them"))},
     **{f"query_noise_{s}": Shift(f"noise of {s} on the query", task=with_options(query_noise=float(s)), fits=(has_options("query_noise"),)) for s in (0.1, 0.4, 0.7, 1, 2, 3, 5)},
     **{f"query_position_{i}": Shift(f"query for pair {i}", task=with_options(query_position=i), fits=(has_options("query_position"),)) for i in (*range(0, 64, 8), 63)},
+    "new_languages": Shift("languages never trained on", task=with_options(n_languages=0), fits=(has_options("n_languages"),)),
 }

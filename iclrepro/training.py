@@ -51,7 +51,7 @@ class TrainConfig:
     task: Task
     model: ModelConfig
     curriculum: Curriculum
-    steps: int                     # optimiser steps
+    steps: int                     # optimiser steps, the most there are with `stop_below`
     seeds: tuple[int, ...] = (0,)  # one a member: weights and data
     batch_size: int = 64           # prompts a step
     lr: float | tuple[float, ...] = 1e-4  # Adam's rate at the start, of all members or one a member (both papers: 1e-4 for linear regression)
@@ -60,6 +60,7 @@ class TrainConfig:
     log_every: int = 100           # steps a point of the loss curve
     weight_decay: float = 0.0      # decoupled from the gradient, as in AdamW
     precision: str = "float32"     # a name in PRECISIONS; a CPU computes in float32 whatever it says
+    stop_below: float | None = None  # end after the first window of `log_every` steps in which every member's mean loss is below it
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every"):
@@ -68,6 +69,7 @@ class TrainConfig:
             raise ValueError(f"lr has {len(self.lr)} rates for {len(self.seeds)} seeds: give one rate, or one a seed")
         if not all(rate > 0 for rate in self.rates): raise ValueError(f"lr is {self.lr}: it must be above 0")
         if self.clip is not None and not self.clip > 0: raise ValueError(f"clip is {self.clip}: it must be above 0, or None")
+        if self.stop_below is not None and not 0 < self.stop_below < math.inf: raise ValueError(f"stop_below is {self.stop_below}: it must be a number above 0, or None")
         if not self.weight_decay >= 0: raise ValueError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
         lookup(SCHEDULES, self.schedule, "schedule")
         lookup(PRECISIONS, self.precision, "precision")
@@ -253,8 +255,10 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        "Whether all steps are done."
-        return self.step == self.config.steps
+        "Whether all steps are done, or the loss of every member is low enough; the last window's losses say so, whoever computed them."
+        if self.config.stop_below is None or self.step in (0, self.config.steps): return self.step == self.config.steps
+        begin = (self.step - 1) // self.config.log_every * self.config.log_every
+        return bool((self.losses[:, begin:self.step].mean(1) < self.config.stop_below).all())
 
     def advance(self) -> None:
         """Train to the end of the current window of `log_every` steps. Raises `NonFiniteLoss`; the members are then useless,
@@ -279,7 +283,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         "Everything that a later process needs to go on exactly."
         members = [member.state_dict() for member in self.members]
-        return copy.deepcopy({"config": self.config.to_dict(), "step": self.step, "losses": self.losses, "members": members})
+        return copy.deepcopy({"config": self.config.to_dict(), "step": self.step, "losses": self.losses[:, :self.step], "members": members})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go back to a saved state. Raises `ValueError` if it belongs to another configuration."
@@ -288,18 +292,22 @@ class Training:
             differing = [f.name for f in fields(self.config) if getattr(saved, f.name) != getattr(self.config, f.name)]
             raise ValueError(f"the saved state belongs to another configuration: {', '.join(differing)} differ")
         self.step = state["step"]
-        self.losses.copy_(state["losses"])
+        self.losses.fill_(torch.nan)[:, :self.step] = state["losses"][:, :self.step]
         for member, saved in zip(self.members, state["members"]):
             member.load_state_dict(saved)
 
 # %% ../nbs/07a_engine.ipynb #075ae25c
-def training_flops(config: TrainConfig) -> int:
-    """Floating-point operations of the whole training, all seeds: three times the forward pass (a backward pass counts two),
+def training_flops(
+    config: TrainConfig,
+    steps: int | None = None,  # done so far; default: all
+) -> int:
+    """Floating-point operations of a training, all seeds: three times the forward pass (a backward pass counts two),
     with the curriculum's prompt length at every step. See `SequenceModel.flops` for what is counted."""
+    steps = config.steps if steps is None else steps
     with torch.device("meta"): model = SequenceModel(config.model)
     ramp = config.curriculum.points
-    lengths = [ramp.at(step) for step in range(0, config.steps, ramp.interval)]
-    counts = [min(ramp.interval, config.steps - step) for step in range(0, config.steps, ramp.interval)]
+    lengths = [ramp.at(step) for step in range(0, steps, ramp.interval)]
+    counts = [min(ramp.interval, steps - step) for step in range(0, steps, ramp.interval)]
     forward = sum(count * model.flops(config.task.n_tokens(points)) for points, count in zip(lengths, counts))
     return 3 * forward * config.batch_size * len(config.seeds)
 

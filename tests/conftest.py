@@ -2,6 +2,8 @@
 import pytest
 import torch
 
+pytest.register_assert_rewrite("attention_cases", "fused_cases")  # so that what fails there shows its values
+
 
 @pytest.fixture(scope="module")
 def one_thread():

@@ -1,6 +1,7 @@
 """Benchmarks: what is timed is what it says, errors and absences are told, records only grow, the README shows the last record; and a fused scan that never holds all states."""
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -103,6 +104,18 @@ def halved(*given, **options): return scan_loop(*given, **options) / 2
 def broken(*given, **options): raise RuntimeError("no such kernel")
 
 
+def test_mamba_ssm_is_timed_in_its_own_order_member_by_member(monkeypatch):
+    seen = []
+    def watched(u, dt, A, B, C, *rest, **options):
+        seen.append(all(t.ndim == 3 and t.mT.is_contiguous() for t in (u, dt, B, C)) and A.is_contiguous())
+        return scan_loop(u, dt, A, B, C, *rest, **options)
+    monkeypatch.setattr(sys.modules[__name__], "halved", watched)
+    monkeypatch.setitem(BACKENDS, "mamba_ssm", Backend("test_benchmarks:halved", "iclrepro.scan:conv_loop", ("cpu",), (torch.float32,)))
+    times = scan_times(shapes=[ScanShape(1, 2, 5, 8, 4), ScanShape(3, 2, 5, 8, 4)], repeats=2, backends=["mamba_ssm"]).query("operation == 'scan'")
+    assert times.members_by.tolist() == ["alone", "one by one"] and times[["error", "gradient_error"]].max(axis=None) < 1e-5
+    assert len(seen) > 20 and all(seen[-20:])
+
+
 def test_members_are_independent_in_errors_and_inputs():
     tensors = scan_tensors("scan", ScanShape(2, 2, 5, 8, 4), torch.float32, "cpu")
     assert not torch.equal(tensors["u"][0], tensors["u"][1]) and tensors["A"].shape == (2, 8, 4)
@@ -172,6 +185,28 @@ def test_a_limit_ends_it_and_says_what_was_left_out(tiny):
     assert (table.rounds[table.note == ""] >= 3).all() and table.note.iloc[0] == ""
     none = step_times(models=["s4_mamba"], rounds=10**6, limit=0.0)
     assert none.note.iloc[0] == "" and (none.note.iloc[1:].str.startswith("not measured: the limit of 0 s")).all()
+
+
+def test_what_the_first_one_compiles_costs_nobody_a_turn(monkeypatch):
+    "By a clock that only moves where somebody works: 20 s for whom everything is compiled, 1 s for others, no time for rounds."
+    clock, raced = [0.0], []
+    monkeypatch.setattr(benchmarks, "time", types.SimpleNamespace(perf_counter=lambda: clock[0], strftime=time.strftime))
+    monkeypatch.setattr(benchmarks, "ceilings", lambda device: {"float32": 1e12, "bytes": 1e12})
+    def prepared(row, make, device):
+        clock[0] += 1.0 if clock[0] else 20.0
+        return benchmarks.Contestant(row, lambda: None, 1)
+    def race(contestants, device, rounds, until):
+        raced.append((len(contestants), clock[0], until))
+        for each in contestants: each.seconds.extend([1.0] * 3)
+    monkeypatch.setattr(benchmarks, "warmed_up", prepared)
+    monkeypatch.setattr(benchmarks, "race", race)
+    table = step_times(models=["s4_mamba", "s4_post"], limit=60.0)
+    assert (table.note == "").all() and [n for n, *_ in raced] == [4, 3]
+    (_, first, end), (_, second, last) = raced
+    assert (first, second) == (23.0, 26.0) and end == 23 + (60 - 23 - 23) / 2 and last == 60
+    clock[0], raced[:] = 0.0, []
+    table = step_times(models=["s4_mamba", "s4_post"], limit=21.5)
+    assert [n for n, *_ in raced] == [3, 1] and table.note.tolist() == [""] * 3 + ["not measured: the limit of 21.5 s"] + [""] + ["not measured: the limit of 21.5 s"] * 2
 
 
 def test_everybody_takes_a_turn_in_every_round():

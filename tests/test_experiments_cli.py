@@ -282,7 +282,7 @@ def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
 
 
 CHANGES = {
-    "train.steps=7": lambda c: c.train.steps == 7, "train.lr=1": lambda c: c.train.lr == 1.0 and isinstance(c.train.lr, float), "name=other": lambda c: c.name == "other",
+    "train.steps=7": lambda c: c.train.steps == 7, "train.stop_below=1": lambda c: c.train.stop_below == 1.0 and isinstance(c.train.stop_below, float), "train.lr=1": lambda c: c.train.lr == 1.0 and isinstance(c.train.lr, float), "name=other": lambda c: c.name == "other",
     "train.model.pattern=mamba + attn": lambda c: c.train.model.pattern == "mamba + attn", "train.seeds=[4, 5]": lambda c: c.train.seeds == (4, 5), "train.curriculum.dims.start=1": lambda c: c.train.curriculum.dims.start == 1,
 }
 
@@ -311,6 +311,8 @@ REFUSED = {
     "train linear_regression --tier smoke --set train.steps=1.5": "train.steps must be of type int",
     "train linear_regression --tier smoke --set train.steps=true": "train.steps must be of type int",
     "train linear_regression --tier smoke --set train.lr=false": "train.lr must be of type float",
+    "train linear_regression --tier smoke --set train.stop_below=soon": "train.stop_below must be of type float, as in train.stop_below=0.5",
+    "train linear_regression --tier smoke --set train.stop_below=0": "stop_below is 0.0: it must be a number above 0",
     "train linear_regression --tier smoke --set train=3": "is not a single value",
     "train linear_regression --tier smoke --set train.steps.more=3": "train.steps.more is not a single value",
     "train linear_regression --tier smoke --set train.steps": "write path=value",

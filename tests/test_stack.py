@@ -1,4 +1,6 @@
 """Members trained as one equal members trained alone: every architecture, every task, dropout, rates, precision; and the graph on a GPU."""
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -94,6 +96,15 @@ def test_rates_belong_to_members():
     ({"seeds": (3, 3), "lr": 1e-3}, "different ones where the rate is the same"), ({"seeds": (3, 3), "lr": (1e-3, 1e-3)}, "different ones where the rate is the same")])
 def test_rates_that_fit_no_members_are_refused(changes, message):
     with pytest.raises(ValueError, match=message): run_of(**changes)
+
+
+def test_both_engines_stop_at_the_same_step():
+    config = run_of("mambaformer", steps=30, log_every=3, lr=1e-2)
+    worst = trained(config, SideBySide).loss_curve()[1].amax(0)
+    config = replace(config, stop_below=1.001 * worst[1:6].min().item())
+    a, b = trained(config, Stack), trained(config, SideBySide)
+    assert a.step == b.step < 30
+    torch.testing.assert_close(a.losses[:, :a.step], b.losses[:, :b.step], rtol=1e-4, atol=1e-6)
 
 
 def test_a_checkpoint_serves_both_engines():

@@ -24,7 +24,7 @@ from iclrepro.prompts import Draws
 from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
 from iclrepro.runs import RunConfig, RunLock, WrongRun, check_device, find_record, load_cost, run
 from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
-from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision
+from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision, training_flops
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def train_config(name="transformer", task=None, **changes):
     task = task or LinearRegression(3, 8)
     model = architecture(name, task.dim, n_layers=1, d_model=16, n_heads=2, n_points=12)
-    curriculum = Curriculum(Ramp(2, task.dim, 1, 10), Ramp(4, 8, 2, 10))
+    curriculum = changes.pop("curriculum", Curriculum(Ramp(2, task.dim, 1, 10), Ramp(4, 8, 2, 10)))
     return TrainConfig(task, model, curriculum, **{"steps": 60, "seeds": (3, 7), "batch_size": 8, "lr": 1e-3, "log_every": 5, **changes})
 
 
@@ -110,6 +110,67 @@ def test_the_loss_curve_is_the_mean_of_each_window():
     assert steps == [10, 20, 23]
     for member, losses in enumerate(training.losses.tolist()):
         assert curve[member].tolist() == pytest.approx([np.mean(losses[:10]), np.mean(losses[10:20]), np.mean(losses[20:])], rel=1e-6)
+
+
+def stops_at(config):
+    "The step at which a run may end, from the losses of one that does not: a limit between the members' losses of different windows."
+    losses = trained(replace(config, stop_below=None)).losses
+    worst = [max(float(np.mean(row[begin:begin + config.log_every])) for row in losses.tolist()) for begin in range(0, config.steps, config.log_every)]
+    return next((min(config.steps, (i + 1) * config.log_every) for i, loss in enumerate(worst) if loss < config.stop_below), config.steps), worst
+
+
+def learning(**changes):
+    "A configuration whose loss falls from window to window, in each member, by a rate that falls along the most steps there may be."
+    task = SparseParity(4, 8)
+    return replace(train_config("transformer", task, lr=3e-3, batch_size=64, schedule="cosine", curriculum=Curriculum.constant(task)), **changes)
+
+
+@pytest.mark.parametrize("window", [0, 4, 7, 11])
+def test_a_run_stops_with_the_first_window_in_which_every_member_is_below(window):
+    "The limit is just above the worst loss of that window, or just below."
+    _, worst = stops_at(learning(stop_below=1e-9))
+    whole = trained(learning())
+    for limit in (1.0001 * worst[window], 0.9999 * worst[window]):
+        config = learning(stop_below=limit)
+        step, _ = stops_at(config)
+        training = trained(config)
+        assert training.step == step and training.loss_curve()[0] == list(range(5, step + 1, 5))
+        assert torch.equal(training.losses[:, :step], whole.losses[:, :step]) and training.losses[:, step:].isnan().all()
+    assert worst[11] < worst[7] < worst[4] < worst[0], "the case says nothing"
+
+
+def test_a_member_below_waits_for_the_others():
+    "A loss between the two members' of a window must not stop the run there."
+    losses = trained(learning()).loss_curve()[1].tolist()
+    between = [(a + b) / 2 for a, b in zip(*losses)]
+    window = next(i for i, limit in enumerate(between) if i and all(max(pair) >= limit for pair in zip(*[row[:i + 1] for row in losses])))
+    config = learning(stop_below=between[window])
+    assert min(row[window] for row in losses) < between[window] and trained(config).step == stops_at(config)[0] > 5 * (window + 1)
+
+
+def test_a_run_that_never_gets_there_takes_all_steps():
+    training = trained(learning(stop_below=1e-6, steps=23))
+    assert training.step == 23 and training.loss_curve()[0] == [5, 10, 15, 20, 23] and torch.equal(training.losses, trained(learning(steps=23)).losses)
+
+
+def test_a_last_window_that_is_shorter_is_judged_by_its_own_steps():
+    training = Training(learning(steps=8, stop_below=1.0))
+    for step, losses, ends in ((5, [[1.1] * 5] * 2, False), (8, [[1.1] * 5 + [9.0] * 3] * 2, True), (5, [[1.0] * 5] * 2, False), (5, [[0.9] * 5] * 2, True), (5, [[0.9] * 5, [1.1] * 5], False)):
+        training.step, training.losses = step, torch.tensor(losses)
+        assert training.finished == ends
+    training = Training(learning(steps=13, log_every=5, stop_below=1.0))
+    training.step, training.losses[:, :10] = 10, torch.tensor([5.0] * 5 + [0.9] * 5)
+    assert training.finished and not replace_step(training, 5).finished and not replace_step(training, 0).finished
+
+
+def replace_step(training, step):
+    training.step = step
+    return training
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan, math.inf])
+def test_a_limit_that_no_loss_can_pass_or_any_does_is_refused(value):
+    with pytest.raises(ValueError, match="stop_below is .*: it must be a number above 0, or None"): learning(stop_below=value)
 
 
 def test_a_saved_state_can_be_loaded_twice():
@@ -264,6 +325,40 @@ def test_a_run_killed_at_random_moments_ends_as_one_never_stopped(never_stopped,
     assert_same_run(config, tmp_path, whole)
 
 
+def test_a_run_that_stops_early_ends_alike_if_it_is_killed_on_the_way(tmp_path):
+    "In training, just after the window that ends it, and in its exams; record and cost are of the steps done."
+    _, worst = stops_at(learning(stop_below=1e-9))
+    config = replace(run_config(), train=learning(stop_below=1.0001 * worst[7]), exams=(Exam("none", 8, n_prompts=32, batch_size=8),))
+    end, _ = stops_at(config.train)
+    assert 10 < end < 60
+    with Child(config, tmp_path / "whole") as child: assert child.go().rest() == 0
+    for stage, target in (("training", 10), ("training", end), ("examining", 2)):
+        with Child(config, tmp_path / "killed", delay=0.02) as child:
+            child.go().wait_for(stage, target)
+            child.process.kill()
+            child.rest()
+        assert not record_of(config, tmp_path / "killed").exists()
+    with Child(config, tmp_path / "killed") as child: assert child.go().rest() == 0
+    assert_same_run(config, tmp_path / "killed", tmp_path / "whole")
+    state, record = load_checkpoint(checkpoint_of(config, tmp_path / "killed")), find_record(config, tmp_path / "killed")
+    assert state["step"] == end == record.step.values[-1] and state["losses"].shape == (2, end) and record["loss"].shape == (2, end // 5)
+    assert record.attrs["training_flops"] == training_flops(replace(config.train, steps=end)) < training_flops(config.train)
+    last = [progress for progress in child.told if progress.stage == "finished"][-1]
+    assert (last.step, last.steps) == (end, end)
+
+
+def test_the_end_of_a_run_is_told_as_its_end(tmp_path):
+    "Before it, the steps that are told are the most there may be."
+    _, worst = stops_at(learning(stop_below=1e-9))
+    config, told = replace(run_config(), train=learning(stop_below=1.0001 * worst[7]), exams=(Exam("none", 8, n_prompts=32, batch_size=8),)), []
+    run(config, tmp_path, report=told.append)
+    end, _ = stops_at(config.train)
+    training = [(p.step, p.steps, p.seconds_left > 0) for p in told if p.stage == "training"]
+    assert training == [(step, 60, True) for step in range(5, end, 5)] + [(end, end, False)]
+    cost = load_cost(config, tmp_path)
+    assert cost["steps_per_second"] == pytest.approx(end / cost["training_seconds"])
+
+
 def test_a_run_killed_while_it_writes_ends_as_one_never_stopped(never_stopped, tmp_path):
     "Killed between writing a temporary file and renaming it, and while writing it, for each file of the folder."
     config, whole = never_stopped("transformer")
@@ -369,8 +464,8 @@ def test_an_option_at_its_default_does_not_rename_a_run():
     assert essence(config.train)["task"] == {"task": "linear_regression", "dim": 3, "n_points": 8} and "clip" not in essence(config.train)
     assert replace(config, train=replace(config.train, clip=10.0, schedule="constant")).folder == config.folder
     changed = [replace(config, train=replace(config.train, **change)) for change in
-               ({"clip": None}, {"weight_decay": 0.1}, {"precision": "tf32"}, {"model": replace(config.train.model, norm="rms")}, {"task": LinearRegression(3, 8, 2.0)})]
-    assert len({c.folder for c in (config, *changed)}) == 6
+               ({"clip": None}, {"weight_decay": 0.1}, {"precision": "tf32"}, {"stop_below": 0.1}, {"model": replace(config.train.model, norm="rms")}, {"task": LinearRegression(3, 8, 2.0)})]
+    assert len({c.folder for c in (config, *changed)}) == 7
     assert replace(config, exams=(replace(config.exams[0], seed=1), config.exams[1])).folder != config.folder
 
 
@@ -385,7 +480,7 @@ def test_the_names_of_known_runs_stay():
 
 def test_a_configuration_from_before_an_option_is_the_same_run():
     data = json.loads(json.dumps(run_config().to_dict()))
-    for option in ("weight_decay", "precision"): del data["train"][option]
+    for option in ("weight_decay", "precision", "stop_below"): del data["train"][option]
     for option in ("norm", "dropout", "layout"): del data["train"]["model"][option]
     assert RunConfig.from_dict(data) == run_config()
 

@@ -664,22 +664,21 @@ def comes_late(whos: tuple[str, ...], function: str = "decision tree") -> Judge:
     return judge
 
 
-_NOPE = "Transformer, no positions"
 CLAIMS |= {
-    "transformer_improves_by_layer": Claim("A Transformer's answer gets better from layer to layer", "Grazzi et al., section 3.2, Fig. 3", "grazzi_probing", IN_ORDER, "gpu", improves_by_layer(_NOPE)),
+    "transformer_improves_by_layer": Claim("A Transformer's answer gets better from layer to layer", "Grazzi et al., section 3.2, Fig. 3", "grazzi_probing", IN_ORDER, "gpu", improves_by_layer("Transformer, no positions")),
     "mamba_improves_by_layer": Claim("Mamba's answer gets better from layer to layer", "Grazzi et al., section 3.2, Fig. 3", "grazzi_probing", IN_ORDER, "gpu", improves_by_layer("Mamba")),
-    "transformer_beats_descent": Claim("A Transformer outperforms gradient descent and GD++ with as many iterations as layers", "Grazzi et al., section 3.2, Fig. 3d", "grazzi_probing", BEATS, "laptop", beats_descent(_NOPE)),
+    "transformer_beats_descent": Claim("A Transformer outperforms gradient descent and GD++ with as many iterations as layers", "Grazzi et al., section 3.2, Fig. 3d", "grazzi_probing", BEATS, "laptop", beats_descent("Transformer, no positions")),
     "mamba_beats_descent": Claim("Mamba outperforms gradient descent and GD++ with as many iterations as layers", "Grazzi et al., section 3.2, Fig. 3d", "grazzi_probing", BEATS, "laptop", beats_descent("Mamba")),
-    "transformer_settles": Claim("A Transformer's readings come to scale 1 and shift 0 at the last layer", "Grazzi et al., Figs 5 and 12", "grazzi_probing", SETTLES, "laptop", settles(_NOPE)),
+    "transformer_settles": Claim("A Transformer's readings come to scale 1 and shift 0 at the last layer", "Grazzi et al., Figs 5 and 12", "grazzi_probing", SETTLES, "laptop", settles("Transformer, no positions")),
     "mamba_settles": Claim("Mamba's readings come to scale 1 and shift 0 at the last layer", "Grazzi et al., Figs 5 and 12", "grazzi_probing", SETTLES, "laptop", settles("Mamba")),
     "mamba_drops_late": Claim("On skewed inputs, much of Mamba's improvement comes in its last layer", "Grazzi et al., Fig. 3d", "grazzi_probing",
                               "reproduced if the last layer divides the error by at least 5; partly from 2", "gpu", drops_late("Mamba")),
     "mamba_has_valley": Claim("Behind four times the examples of its training, Mamba is best in the middle and bad at the end", "Grazzi et al., Fig. 4a", "grazzi_probing",
                               "reproduced if the first and the last layer's errors are both at least twice the best layer's; partly from 1.2 times", "gpu", has_valley("Mamba")),
     "transformer_ends_at_its_best": Claim("Behind four times the examples of its training, a Transformer is still best at the end", "Grazzi et al., Fig. 4b", "grazzi_probing",
-                                          "reproduced if the last layer's error is at most 1.5 times the best layer's; partly up to 3 times", "gpu", ends_at_its_best(_NOPE)),
+                                          "reproduced if the last layer's error is at most 1.5 times the best layer's; partly up to 3 times", "gpu", ends_at_its_best("Transformer, no positions")),
     "trees_come_late": Claim("Decision trees are found only after the first layers, by both models", "Grazzi et al., Fig. 3b", "grazzi_probing",
-                             "reproduced if in both models no layer of the first third is below 0.8 of the first layer's error; partly in one", "gpu", comes_late((_NOPE, "Mamba"))),
+                             "reproduced if in both models no layer of the first third is below 0.8 of the first layer's error; partly in one", "gpu", comes_late(("Transformer, no positions", "Mamba"))),
 }
 
 # %% ../nbs/13l_claims_recall.ipynb #7f9e2072

@@ -546,7 +546,7 @@ def layer_curve(
     numbers: xr.Dataset, who: str, function: str, quantity: str = "error", factor: float = 1.0,
 ) -> np.ndarray:  # (layers,)
     "A quantity at the end of every layer, the first to the last; empty if it was not measured."
-    if who not in numbers.who.values or function not in numbers.function.values: return np.empty(0)
+    if who not in numbers.who.values or function not in numbers.function.values or factor not in numbers.factor.values: return np.empty(0)
     part = numbers.sel(who=who, function=function, factor=factor)
     return part[quantity].values[part["layer_ratio"].notnull().values & part[quantity].notnull().values]
 

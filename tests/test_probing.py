@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from project import ROOT
+from scipy import stats
 from test_training_runs import Halt, assert_same_run, halt_at, run_config, train_config
 
+from iclrepro.claims import CLAIMS, UNDECIDED, layer_curve, rank_correlation
 from iclrepro.evaluation import Exam
-from iclrepro.experiments import TASK_SIZES, task_runs
+from iclrepro.experiments import TASK_SIZES, experiment_runs, gather_probes, task_runs
 from iclrepro.models import ARCHITECTURES, SequenceModel, architecture, build_model, parse_pattern
 from iclrepro.probing import Probe, asked_alone, descent_errors, fit_line, layer_ratios, probed_tasks, read_blocks, sweep_gamma, take_probe
 from iclrepro.prompts import Draws, Prompt
@@ -263,6 +266,59 @@ def test_a_study_says_what_is_probed(monkeypatch):
     probes = {tier: {config.probe for config in task_runs("probed", tier, ("transformer_nope", "mamba")).values()} for tier in ("smoke", "laptop", "gpu")}
     assert probes == {"smoke": {Probe((7, 14), n_tasks=12)}, "laptop": {Probe((7,), n_tasks=128)}, "gpu": {Probe((7,), n_tasks=128)}}
     assert {config.probe for config in task_runs("linear_regression", "smoke", ("mamba",)).values()} == {None}
+
+
+def layer_numbers(function, **curves):
+    "Stored numbers of one function: {who: error of every block}, a Mamba's."
+    blocks = max(map(len, curves.values()))
+    error = np.full((1, len(curves), 1, blocks), np.nan)
+    for row, curve in zip(error[0, :, 0], curves.values()): row[:len(curve)] = curve
+    data = {name: (("function", "who", "factor", "layer"), error) for name in ("error", "error_high", "scale", "shift")}
+    ratios = [[[*np.linspace(0, 1, len(curve)), *[np.nan] * (blocks - len(curve))] for curve in curves.values()]]
+    return xr.Dataset(data | {"layer_ratio": (("function", "who", "layer"), ratios), "zero": ("function", [1.0]), "dim": ("function", [3])},
+                      {"function": [function], "who": list(curves), "factor": [1.0], "layer": range(1, blocks + 1)})
+
+
+def test_rules_about_layers_are_undecided_where_numbers_are_missing():
+    "A tier of which some runs are done: another function, another model."
+    rules = {name: claim.judge for name, claim in CLAIMS.items() if claim.experiment == "grazzi_probing"}
+    assert len(rules) == 10
+    for numbers in (layer_numbers("relu network", Mamba=[0.9, 0.2, 0.1]), layer_numbers("decision tree", S4=[0.9, 0.1])):
+        for name, judge in rules.items():
+            verdict, evidence = judge(numbers)
+            assert verdict == UNDECIDED and evidence, name
+
+
+def test_the_curve_of_a_model_ends_at_its_own_last_layer():
+    "Models have different numbers of blocks, and a Transformer's odd ones end no layer."
+    numbers = layer_numbers("relu network", **{"Mamba": [0.9, 0.8, 0.7, 0.1], "Transformer, no positions": [0.9, 0.3]})
+    assert layer_curve(numbers, "Transformer, no positions", "relu network").tolist() == [0.9, 0.3] and layer_curve(numbers, "Mamba", "relu network").tolist() == [0.9, 0.8, 0.7, 0.1]
+    numbers["layer_ratio"].loc[dict(who="Mamba", layer=[1, 3])] = np.nan
+    assert layer_curve(numbers, "Mamba", "relu network").tolist() == [0.8, 0.1]
+    assert [len(layer_curve(numbers, *where)) for where in (("S4", "relu network"), ("Mamba", "decision tree"))] == [0, 0] and len(layer_curve(numbers, "Mamba", "relu network", factor=4.0)) == 0
+
+
+@pytest.mark.parametrize("values", [[3.0, 2, 1], [1.0, 2, 3, 4], [0.9, 0.3, 0.5, 0.2, 0.7, 0.1]])
+def test_the_rank_correlation_is_scipys(values):
+    assert rank_correlation(np.array(values)) == pytest.approx(stats.spearmanr(range(len(values)), values).statistic)
+
+
+def test_an_experiment_gathers_what_its_records_hold(tmp_path):
+    "A second way to every number: straight from the record, at the place that a label and a multiple of the training length name."
+    runs = {label: config for label, config in experiment_runs("grazzi_probing", "smoke").items() if label in ("Mamba: skewed linear regression", "Transformer, no positions: decision tree")}
+    records = {label: run(config, tmp_path) for label, config in runs.items()}
+    numbers = gather_probes(records)
+    assert sorted(numbers.function.values) == ["decision tree", "skewed linear regression"] and numbers.factor.values.tolist() == [1, 2, 4]
+    for label, record in records.items():
+        who, _, function = label.partition(": ")
+        task = runs[label].train.task
+        assert (float(numbers["zero"].sel(function=function)), int(numbers["trained_to"].sel(function=function))) == (task.normaliser / task.dim, task.n_points - 1)
+        for c, context in enumerate(record.context.values.tolist()):
+            for layer in record.layer.values.tolist():
+                mine = numbers.sel(who=who, function=function, factor=context / (task.n_points - 1), layer=layer)
+                for new, old in (("error", "probe_error_pooled"), ("scale_low", "probe_scale_pooled_low"), ("shift_high", "probe_shift_pooled_high")): assert mine[new].item() == record[old].values[c, layer - 1]
+                assert mine["error_by_seed"].values.tolist() == record["probe_error"].transpose("context", "layer", "seed").values[c, layer - 1].tolist()
+    with pytest.raises(ValueError, match="the record of Mamba: x has no readings"): gather_probes({"Mamba: x": run(run_config(), tmp_path)})
 
 
 MQAR = build_model(architecture("mamba", 4, 1, 16, 2, layout="vectors", d_out=4), 0)

@@ -27,7 +27,7 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
-from iclrepro.claims import judge_all, ledger, save_verdicts
+from iclrepro.claims import LEARNT, judge_all, ledger, save_verdicts
 from iclrepro.experiments import collect, config_of, costs, gather, headline, left_out, published
 from iclrepro.shifts import SHIFTS
 use_svg()
@@ -82,8 +82,12 @@ def panel(shift):
     chart = score_chart(rows, trained_to, "squared error / d", published=theirs if shift == "none" else None, y_domain=(0, 0.25 if shift == "x_scale_0.333" else 2), width=230, height=190)
     return chart.properties(title=alt.TitleParams(SHIFTS[shift].title + (" (Fig. 8)" if shift == "none" else ""), anchor="middle", fontSize=12))
 
-finding = "Error at the training length: " + "; ".join(f"{who} {', '.join(f'{SHIFTS[shift].title} ' + format(numbers['value'].sel(who=who, shift=shift, examples=last[shift]).item(), '.2g') for shift in ('none', skewed, 'orthants'))}" for who in records)
-notes = ["Dashed, coloured: Grazzi et al., Fig. 8" + (" (d = 20, at equal examples per dimension)." if task.dim != 20 else "."), *([f"Not asked at this tier: {', '.join(unasked)}."] if unasked else []), *left_out(settings, records)]
+shown = ("none", skewed, "orthants")
+finding = f"Error at the training length, {' / '.join(SHIFTS[shift].title for shift in shown)}: " + "; ".join(
+    f"{who} " + " / ".join(f"{numbers['value'].sel(who=who, shift=shift, examples=last[shift]).item():.2g}" for shift in shown) for who in records)
+weak = [who for who in records if not numbers["value"].sel(who=who, shift="none", examples=trained_to) < LEARNT]
+notes = [*([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []),
+         "Dashed, coloured: Grazzi et al., Fig. 8" + (" (d = 20, at equal examples per dimension)." if task.dim != 20 else "."), *([f"Not asked at this tier: {', '.join(unasked)}."] if unasked else []), *left_out(settings, records)]
 columns = 2 if len(shifts) == 4 else 3
 chart = alt.vconcat(*(alt.hconcat(*map(panel, shifts[i:i + columns])) for i in range(0, len(shifts), columns)))
 chart = with_face(chart, finding, settings.tier, notes)

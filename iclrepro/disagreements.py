@@ -6,7 +6,7 @@
 __all__ = ['DISAGREEMENTS', 'Disagreement', 'disagreement', 'table', 'functions_in_a_batch', 'parity_sets', 'skew_rotation',
            'skew_spectrum', 'noise_rescaled', 'half_subspace', 'outliers', 'self_query', 'fixed_outliers',
            'match_error_among', 'parity_axis', 'hybrid_positions', 's4_mamba_gate', 's4_dropout', 'heads', 'schedule',
-           'outlier_rate', 'trees', 'descent_divided_twice', 'figure_1a']
+           'outlier_rate', 'trees', 'probe_fitted_on', 'descent_divided_twice', 'figure_1a']
 
 # %% ../nbs/13c_disagreements.ipynb #34e5f05a
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from .blocks import Attention, dropout
 from .evaluation import Exam, as_baseline_examinee, take
 from .models import SIZES, SequenceModel, architecture, build_model
 from .presets import preset
+from .probing import FITTED_ON, Probe, asked_alone, fit_line, probed_tasks
 from .prompts import Draws
 from .shifts import sample_shifted
 from .tasks import LinearRegression, make_task, match_error
@@ -235,6 +236,23 @@ def trees() -> dict[str, float]:
     prompt = task.sample(Draws(0, stream="evaluation"), 32)
     y = prompt.y[:, 60]
     return {name: float((baseline(name)(prompt.x, prompt.y, at=[60])[:, 60] - y).square().mean() / 20) for name in ("greedy_tree_2", "greedy_tree_4", "greedy_tree")}
+
+
+@disagreement("probe_fitted_on", paper="grazzi2024", about="probing: what scale and shift are fitted on",
+              described="ten questions of their own behind all examples; 128 tasks, 40 test questions", released="the last ten examples, each behind those before it; 64 tasks, 30 test questions, files not divided by d",
+              switch='probing.Probe, fitted_on="queries" or "examples", n_tasks and n_test', why="as described; the released file is older than the figures, whose intervals are those of 128 tasks")
+def probe_fitted_on() -> dict[str, float]:
+    "Error / d after the fit, and the scale, if averaging answers as the layer; 40 examples."
+    probe, numbers = Probe((40,)), {}
+    prompts = [asked_alone(drawn, 40, probe.n_queries) for drawn in probed_tasks(probe, LinearRegression(20, 41))]
+    said = torch.stack([baseline("averaging")(prompt.x, prompt.y) for prompt in prompts]).double()  # (tasks, queries, points)
+    y = torch.stack([prompt.y for prompt in prompts]).double()
+    fits = {"queries": (said[:, :10, -1], y[:, :10, -1]), "examples": (said[:, 0, -11:-1], y[:, 0, -11:-1])}
+    for name in FITTED_ON:
+        scale, shift = fit_line(*fits[name])
+        error = (scale[:, None] * said[:, 10:, -1] + shift[:, None] - y[:, 10:, -1]).square().mean() / 20
+        numbers |= {f"error / d, fitted on {name}": float(error), f"scale, fitted on {name}": float(scale.mean())}
+    return numbers
 
 
 @disagreement("descent_divided_twice", paper="grazzi2024", about="gradient descent in figure 3d", described="error / d, like every curve of the figure", released="not released; the curve starts at 1/20 where weights of zero have error / d of 1, so it was divided by d twice",

@@ -149,6 +149,7 @@ def summarise(
     scores: Tensor,          # (seeds, prompts, examples)
     n_resamples: int = 1000, # both papers
     seed: int = 0,
+    quantiles: tuple[float, float] = (0.05, 0.95),
 ) -> Summary:
     """Mean and bootstrap interval of scores, for each seed and over all (released code: 1000 resamples, 5 % and 95 %). Scores that are `nan` do not count;
     the mean of none is `nan`."""
@@ -162,12 +163,12 @@ def summarise(
         drawn = draws.integers(n, n_resamples, n)
         return torch.zeros(n_resamples, n, dtype=torch.double).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.double)) / n
 
-    def quantiles(means: Tensor) -> Tensor:  # (2, …)
-        return torch.quantile(means, torch.tensor([0.05, 0.95], dtype=torch.double), dim=0)
+    def bounds(means: Tensor) -> Tensor:  # (2, …)
+        return torch.quantile(means, torch.tensor(quantiles, dtype=torch.double), dim=0)
 
     drawn = counts(n_prompts)
     by_prompt = torch.einsum("rp,spe->rse", drawn, torch.where(valid, scores, 0))
     if not complete: by_prompt = by_prompt / torch.einsum("rp,spe->rse", drawn, valid.double())
-    low, high = quantiles(by_prompt)
-    pooled_low, pooled_high = quantiles(torch.einsum("rs,rse->re", counts(n_seeds), by_prompt))
+    low, high = bounds(by_prompt)
+    pooled_low, pooled_high = bounds(torch.einsum("rs,rse->re", counts(n_seeds), by_prompt))
     return Summary(mean(1), low, high, mean((0, 1)), pooled_low, pooled_high)

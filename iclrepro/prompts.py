@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/00_prompts.ipynb #4ce52101
-STREAMS = ("train", "evaluation", "init", "bootstrap", "evaluation-fixed", "dropout")
+STREAMS = ("train", "evaluation", "init", "bootstrap", "evaluation-fixed", "dropout", "probing")
 
 
 def lookup(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'MAGIC', 'write_atomically', 'git_commit', 'device_name', 'provenance', 'save_dataset', 'load_dataset',
-           'exam_dataset', 'BadCheckpoint', 'save_checkpoint', 'load_checkpoint']
+           'exam_dataset', 'probe_dataset', 'BadCheckpoint', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/10_results.ipynb #4ed247cb
 import contextlib
@@ -21,10 +21,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import xarray as xr
 
 from .evaluation import Exam, Summary
+from .probing import Reading, layer_ratios
 
 # %% ../nbs/10_results.ipynb #162b9fe7
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
@@ -104,6 +106,22 @@ def exam_dataset(
         examples = exam.numbers(summary.mean.shape[-1])
         parts.append(xr.Dataset(data, {"seed": list(seeds), "examples": examples}).expand_dims(shift=[exam.shift]))
     return xr.concat(parts, "shift", join="outer", data_vars="all", coords="minimal", compat="equals")
+
+# %% ../nbs/10_results.ipynb #4438447a
+def probe_dataset(
+    contexts: Iterable[int],
+    readings: Iterable[Reading],  # one a context; of each quantity a `Summary` whose last axis is the blocks
+    seeds: Iterable[int],         # labels of the summaries' seed axis
+    pattern: str,                 # of the model that was read
+) -> xr.Dataset:                  # dims context, seed, layer
+    """`probe_error`, `probe_scale` and `probe_shift` with `_low` and `_high` a seed, and `_pooled`, `_pooled_low`, `_pooled_high` over all. A `layer` is a block, counted from 1;
+    `layer_ratio` is what the paper's figures have on their axis, nan within a layer."""
+    endings = ("", "_low", "_high", "_pooled", "_pooled_low", "_pooled_high")
+    data = [{f"probe_{name}{ending}": (("seed", "layer")[value.ndim == 1:], value.numpy()) for name, summary in reading._asdict().items() for ending, value in zip(endings, summary)}
+            for reading in readings]
+    ratios = layer_ratios(pattern)
+    coords = {"seed": list(seeds), "layer": range(1, len(ratios) + 1), "layer_ratio": ("layer", ratios)}
+    return xr.concat([xr.Dataset(each, coords) for each in data], pd.Index(list(contexts), name="context"), data_vars="all", coords="minimal", compat="equals")
 
 # %% ../nbs/10_results.ipynb #a9ca82d2
 MAGIC = b"iclrepro checkpoint 1 "

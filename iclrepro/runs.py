@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Report', 'WAITING', 'RunConfig', 'Progress', 'Stopped', 'RunLock', 'is_locked', 'WrongRun', 'check_device',
-           'describes', 'find_record', 'load_cost', 'run', 'settle_folder', 'peak_memory', 'train', 'make_record']
+           'describes', 'find_record', 'load_cost', 'run', 'settle_folder', 'peak_memory', 'train', 'summarise_tasks',
+           'make_record']
 
 # %% ../nbs/10a_runs.ipynb #3b628142
 import contextlib
@@ -15,25 +16,28 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xarray as xr
+from torch import Tensor
 
-from .evaluation import Exam, as_examinee, summarise, take
-from .results import exam_dataset, load_checkpoint, load_dataset, provenance, save_checkpoint, save_dataset, write_atomically
+from .evaluation import Exam, Summary, as_examinee, summarise, take
+from .probing import Probe, Reading, probed_tasks, take_probe
+from .results import exam_dataset, load_checkpoint, load_dataset, probe_dataset, provenance, save_checkpoint, save_dataset, write_atomically
 from .training import NonFiniteLoss, TrainConfig, Training, check_points, content_hash, essence, inner_precision, training_flops
 
 # %% ../nbs/10a_runs.ipynb #86b65f83
 @dataclass(frozen=True)
 class RunConfig:
-    """A training and its exams. Raises `ValueError` for a name that is no file name, repeated shifts, or exams beyond the model's positions."""
+    """A training and its exams. Raises `ValueError` for a name that is no file name, repeated shifts, or exams or a probe that do not fit the task or go beyond the model's positions."""
     name: str                # for people: letters, digits, '-', '_' and '.'
     train: TrainConfig
     exams: tuple[Exam, ...]
+    probe: Probe | None = None
 
     def __post_init__(self):
         if not re.fullmatch(r"[\w.-]+", self.name): raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.' only")
@@ -42,15 +46,20 @@ class RunConfig:
         for exam in self.exams:
             check_points(self.train.model, self.train.task, exam.n_points)
             exam.examples(self.train.task)
+        if self.probe is not None:
+            self.probe.check(self.train.task)
+            check_points(self.train.model, self.train.task, self.probe.n_points)
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data, ready for JSON."
-        return {"name": self.name, "train": self.train.to_dict(), "exams": [exam.to_dict() for exam in self.exams]}
+        data = {"name": self.name, "train": self.train.to_dict(), "exams": [exam.to_dict() for exam in self.exams]}
+        return data | ({} if self.probe is None else {"probe": self.probe.to_dict()})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "RunConfig":
         "Inverse of `to_dict`."
-        return cls(data["name"], TrainConfig.from_dict(data["train"]), tuple(Exam.from_dict(exam) for exam in data["exams"]))
+        probe = data.get("probe")
+        return cls(data["name"], TrainConfig.from_dict(data["train"]), tuple(Exam.from_dict(exam) for exam in data["exams"]), None if probe is None else Probe.from_dict(probe))
 
     @property
     def folder(self) -> str:
@@ -63,7 +72,7 @@ class Progress:
     """How far a run is: for a bar, a log line, or a file that another process reads."""
     name: str
     stage: str             # "training", "examining", "finished" or WAITING
-    step: int              # of `steps` optimiser steps or exam batches
+    step: int              # of `steps` optimiser steps, or exam batches and probed tasks
     steps: int
     loss: float            # mean over the last window and all seeds
     steps_per_second: float
@@ -149,7 +158,7 @@ def run(
     config: RunConfig,
     root: str | os.PathLike,                # results go below root/runs
     device: str = "cpu",
-    report: Report = lambda progress: None, # called once a window of steps and once an exam batch
+    report: Report = lambda progress: None, # called once a window of steps, once an exam batch and once a probed task
     checkpoint_seconds: float = 20.0,       # seconds of training between checkpoints
     stop: Callable[[], bool] = lambda: False,                        # asked after each report: if it says so, save and raise `Stopped`
     start: Callable[[TrainConfig, torch.device], Training] = Training,  # makes the training that is then advanced
@@ -229,9 +238,18 @@ def train(
     return earlier
 
 # %% ../nbs/10a_runs.ipynb #a4d26632
+def summarise_tasks(
+    values: Sequence[Tensor],  # one a seed: (tasks, blocks)
+) -> Summary:
+    "Mean over tasks and its 95 % bootstrap interval, 10,000 resamples (Grazzi's released probing code)."
+    return summarise(torch.stack(list(values)), n_resamples=10_000, quantiles=(0.025, 0.975))
+
+
 def make_record(config: RunConfig, training: Training, report: Report, stop: Callable[[], bool]) -> xr.Dataset:
-    "Let every member take every exam; scores, loss curve and provenance in one Dataset (dims seed, step, shift, examples)."
+    "Let every member take every exam and read it with the probe; scores, readings, loss curve and provenance in one Dataset (dims seed, step, shift, examples; context, layer)."
     batches, done, started = [exam.n_prompts // exam.batch_size for exam in config.exams], 0, time.monotonic()
+    probe, contexts = config.probe, () if config.probe is None else config.probe.contexts
+    if probe is not None: batches.append(probe.n_tasks * len(contexts))
     total = sum(batches) * len(training.members)
     steps, losses = training.loss_curve()
 
@@ -245,7 +263,10 @@ def make_record(config: RunConfig, training: Training, report: Report, stop: Cal
     with inner_precision("float32"):
         summaries = [summarise(torch.stack([take(exam, config.train.task, as_examinee(member.model), training.device, on_batch)
                                             for member in training.members])) for exam in config.exams]
+        tasks = [] if probe is None else probed_tasks(probe, config.train.task, training.device)
+        readings = [[take_probe(probe, tasks, member.model, context, on_batch) for member in training.members] for context in contexts]
     dataset = exam_dataset(config.exams, summaries, config.train.seeds)
+    if readings: dataset = dataset.merge(probe_dataset(contexts, [Reading(*map(summarise_tasks, zip(*each))) for each in readings], config.train.seeds, config.train.model.pattern))
     dataset["loss"] = ("seed", "step"), losses.numpy()
     dataset = dataset.assign_coords(step=steps)
     if isinstance(config.train.lr, tuple): dataset = dataset.assign_coords(lr=("seed", list(config.train.lr)))

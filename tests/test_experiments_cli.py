@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +227,6 @@ BAD_PARAMETERS = {
     "unlike any": ({"zzz": 3}, "unknown parameter 'zzz': sparse_parity takes tier, root, device, train_missing"),
     "a list": ({"steps": [1]}, "unknown parameter 'steps'"),
     "unknown tier": ({"tier": "smok"}, "unknown tier 'smok': choose one of smoke, laptop, gpu, paper.*mean 'smoke'"),
-    "tier it lacks": ({"tier": "laptop"}, "sparse_parity has no laptop tier"),
     "tier of another type": ({"tier": 3}, "unknown tier 3"),
     "unknown device": ({"device": "gpu"}, "unknown device 'gpu'"),
     "word for false": ({"train_missing": "false"}, "train_missing is 'false'"),
@@ -238,6 +237,19 @@ BAD_PARAMETERS = {
 def test_bad_parameters_are_refused(name):
     changes, message = BAD_PARAMETERS[name]
     with pytest.raises(ValueError, match=message): check_parameters("sparse_parity", {**GOOD, **changes})
+
+
+@pytest.fixture
+def without_laptop(monkeypatch):
+    "An experiment that lacks a tier."
+    monkeypatch.setitem(EXPERIMENTS, "sparse_parity", replace(EXPERIMENTS["sparse_parity"], tiers=("smoke", "gpu", "paper")))
+
+
+def test_a_tier_that_an_experiment_lacks_is_refused(without_laptop, command_line):
+    with pytest.raises(ValueError, match="sparse_parity has no laptop tier: choose one of smoke, gpu, paper"): check_parameters("sparse_parity", {**GOOD, "tier": "laptop"})
+    for command in ("train", "draw"):
+        status, said = command_line(command, "sparse_parity", "--tier", "laptop")
+        assert status == 2 and "sparse_parity has no laptop tier: choose one of smoke, gpu, paper" in said
 
 
 def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path):
@@ -297,7 +309,6 @@ def test_a_configuration_is_changed_by_path(change):
 REFUSED = {
     "train linear_regresion": "unknown experiment 'linear_regresion'.*mean 'linear_regression'",
     "train linear_regression --tier lptop": "unknown tier 'lptop'.*mean 'laptop'",
-    "train sparse_parity --tier laptop": "sparse_parity has no laptop tier: choose one of smoke, gpu, paper",
     "train sparse_parity --tier smoke --model mambo": "unknown model 'mambo'.*mean 'mamba'",
     "train sparse_parity --tier smoke --model transformer_nope": "sparse_parity has no model transformer_nope at tier smoke: its runs are sparse_parity-transformer-smoke",
     "train": "name an experiment",
@@ -325,7 +336,6 @@ REFUSED = {
     "train linear_regression --tier smoke --model transformer --set train.lr=1e30": "the loss of seed .* became (inf|nan|-inf) at step .*there is no checkpoint yet",
     "train --config /nonexistent.json": "/nonexistent.json",
     "draw linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
-    "draw sparse_parity --tier laptop": "sparse_parity has no laptop tier",
     "reproduce --tier huge": "unknown tier 'huge'",
     "reproduce --tier smoke --device gpu": "unknown device 'gpu'",
 }
@@ -529,7 +539,7 @@ def test_papermill_alone_makes_the_same_records_and_figures(smoke, alone):
 
 def test_bad_parameters_end_a_notebook_before_any_work(tmp_path):
     asked = {"unknown parameter 'teir'": ("linear_regression", "-p", "teir", "smoke"), "unknown tier 'huge'": ("length_and_shift", "-p", "tier", "huge"),
-             "sparse_parity has no laptop tier": ("sparse_parity", "-p", "tier", "laptop")}
+             "unknown device 'gpu'": ("sparse_parity", "-p", "device", "gpu")}
     for message, (name, *words) in asked.items():
         status, output = finished(start("papermill", f"nbs/experiments/{name}.ipynb", tmp_path / f"{name}.ipynb", "-p", "root", tmp_path / "root", *words), 90)
         assert status != 0 and message in output

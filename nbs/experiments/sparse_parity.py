@@ -10,11 +10,11 @@
 # # Sparse parity in context
 # > The answer is the product of two unknown coordinates; no single one says anything. Park et al., Table 1 and the parity figures.
 #
-# **The claim.** Transformers do not get beyond the context-free prior, Mamba and MambaFormer reach the Bayes-optimal accuracy. In the paper this takes tens to hundreds of thousands of steps (27,000 at the largest of four small sizes, 277,000 at the smallest, for Mamba), so this notebook has
-# no laptop tier: `smoke` shows that everything runs and nothing else, `gpu` and `paper` can tell.
+# **The claim.** Transformers do not get beyond what can be had without context; Mamba and MambaFormer reach the Bayes-optimal accuracy, as does S4-Mamba, whose scan does not select; S4 stays between, at 0.82. In the paper this takes tens to hundreds of thousands of steps. The laptop tier asks for two coordinates of four instead of ten, which small models learn in
+# a thousand steps; that a Transformer does not learn it in so few says little, so that claim is left to the larger tiers. [How soon parity is learnt](park_parity_convergence.ipynb), by size, is asked elsewhere.
 
 # %% tags=["parameters"]
-tier = "smoke"        # smoke, gpu or paper
+tier = "laptop"       # smoke, laptop, gpu or paper
 root = "results"      # where results go, relative to the project
 device = "cpu"        # cpu, cuda, cuda:0, …
 train_missing = True  # make the runs that have no record yet
@@ -29,7 +29,7 @@ import pandas as pd
 from iclrepro.baselines import expected_accuracy, parity_bayes
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, published
+from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, left_out, published
 from iclrepro.prompts import Draws
 use_svg()
 
@@ -51,9 +51,14 @@ assert (bayes[1:] >= bayes[:-1] - 0.02).all() and 0.5 < bayes[0] < 1
 
 # %% [markdown]
 # ## The runs
+#
+# The same prompts for all, no curriculum. A run ends when the training loss of all its seeds is close to Bayes', or after the steps of its tier.
 
 # %%
-records = collect(settings)
+pd.DataFrame({title: {"pattern": run.train.model.pattern, "width": run.train.model.d_model, "steps, at most": run.train.steps, "learning rate": run.train.lr, "seeds": len(run.train.seeds)} for title, run in runs.items()}).T
+
+# %%
+records = collect(settings, partly=True)
 numbers = gather(settings, records, {"Bayes": "parity_bayes"})
 last = task.n_points - 1
 table = headline(numbers, {f"{k} examples": ("none", k) for k in sorted({0, min(10, last), last})})
@@ -74,8 +79,8 @@ at_end = numbers["value"].sel(shift="none", examples=last)
 finding = f"Accuracy after {last} examples: " + ", ".join(f"{who} {at_end.sel(who=who):.2f}" for who in numbers.who.values)
 theirs = published("park_parity_accuracy").rename(columns={"model": "who", "accuracy": "value"}).assign(line="paper")
 theirs = theirs[theirs.who.isin(list(records)) & (theirs.examples <= last)] if task.dim == 10 else None
-note = "Dashed, coloured: Park et al." if theirs is not None else "This tier's models are far too small and short to learn parity."
-chart = with_face(score_chart(score_rows(numbers, [*records, "Bayes"], ["none"]), last, "accuracy", published=theirs, y_domain=(0.4, 1.02)), finding, settings.tier, [note])
+note = {"smoke": "This tier's models are far too small and short to learn parity.", "laptop": f"A far easier task than the paper's (d {task.dim} instead of 10): no evidence that a model cannot learn it."}.get(settings.tier, "Dashed, coloured: Park et al.")
+chart = with_face(score_chart(score_rows(numbers, [*records, "Bayes"], ["none"]), last, "accuracy", published=theirs, y_domain=(0.4, 1.02)), finding, settings.tier, [note, *left_out(settings, records)])
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

@@ -1,0 +1,249 @@
+"""Parity: Bayes' loss by enumeration, steps to convergence by a loop, the paper's runs by their presets, rules of claims at their edges, notebooks from nothing to verdicts."""
+import itertools
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from iclrepro.baselines import parity_bayes
+from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, converges_everywhere, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
+from iclrepro.cli import draw
+from iclrepro.experiments import (EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
+                                  experiment_runs, learnt_loss, median_steps, published, task_runs)
+from iclrepro.models import SIZES, TITLES, build_model
+from iclrepro.presets import preset
+from iclrepro.prompts import Draws
+from iclrepro.results import load_dataset
+from iclrepro.runs import RunConfig, run
+from iclrepro.tasks import Curriculum, SparseParity
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def products(x, k): return [math.prod(x[i] for i in chosen) for chosen in itertools.combinations(range(len(x)), k)]
+
+
+@pytest.mark.parametrize("dim, k", [(4, 2), (3, 1), (5, 3), (6, 2), (3, 3)])
+def test_the_context_free_loss_is_that_of_all_inputs_and_sets(dim, k):
+    costs = []
+    for x in itertools.product((-1, 1), repeat=dim):
+        share = Counter(products(x, k))
+        costs += [-math.log(share[y] / share.total()) for y in products(x, k)]
+    assert context_free_loss(SparseParity(dim, 8, k)) == pytest.approx(np.mean(costs), rel=1e-12)
+
+
+def bayes_by_enumeration(dim, k, n):
+    "Mean cross-entropy of the posterior's answers over all prompts and sets, with nothing but counting."
+    total = 0.0
+    inputs = [products(x, k) for x in itertools.product((-1, 1), repeat=dim)]
+    for prompt in itertools.product(inputs, repeat=n):
+        for true in range(len(prompt[0])):
+            candidates = range(len(prompt[0]))
+            for answers in prompt:
+                agreeing = [c for c in candidates if answers[c] == answers[true]]
+                total -= math.log(len(agreeing) / len(candidates))
+                candidates = agreeing
+    return total / len(inputs)**n / len(inputs[0]) / n
+
+
+@pytest.mark.parametrize("dim, k, n", [(3, 2, 1), (3, 2, 4), (4, 2, 3), (3, 1, 4), (4, 3, 2)])
+def test_bayes_loss_is_that_of_an_enumeration_up_to_sets_that_look_alike(dim, k, n):
+    exact, sets = bayes_by_enumeration(dim, k, n), math.comb(dim, k)
+    assert bayes_loss(SparseParity(dim, n, k)) - math.log(1 + (sets - 1) / 2**n) / n <= exact + 1e-12 <= bayes_loss(SparseParity(dim, n, k)) + 2e-12
+
+
+@pytest.mark.parametrize("task", [SparseParity(4, 20), SparseParity(5, 24), SparseParity(10, 140)], ids=str)
+def test_bayes_loss_is_that_of_the_baseline(task):
+    prompt = task.sample(Draws(3, 1, "evaluation"), 400)
+    right = ((parity_bayes(prompt.x, prompt.y, k=task.k) * prompt.y + 1) / 2).double()
+    assert -right.log().mean().item() == pytest.approx(bayes_loss(task), rel=0.03)
+
+
+def test_learnt_lies_between_the_two_losses():
+    task = SparseParity(10, 140)
+    assert learnt_loss(task, 0.0) == bayes_loss(task) and learnt_loss(task, 1.0) == pytest.approx(context_free_loss(task))
+    assert learnt_loss(task) - bayes_loss(task) == pytest.approx((context_free_loss(task) - bayes_loss(task)) / 10)
+    for study in TASK_SIZES:
+        if not study.startswith("parity") and study != "sparse_parity": continue
+        for size in TASK_SIZES[study].values(): assert size.stop_below is None or bayes_loss(size.task) < size.stop_below < learnt_loss(size.task), study
+
+
+def slow_convergence(losses, steps, threshold):
+    found = []
+    for row in losses:
+        found.append(math.nan)
+        for loss, step in zip(row, steps):
+            if loss < threshold:
+                found[-1] = step
+                break
+    return found
+
+
+def test_convergence_steps_are_those_of_a_loop():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        steps = np.cumsum(rng.integers(1, 9, 12)).tolist()
+        losses = rng.uniform(0, 1, (4, 12)).round(1)  # round: some lie exactly at the threshold, and are not below it
+        record = xr.Dataset({"loss": (("seed", "step"), losses)}, {"seed": [5, 3, 9, 1], "step": steps})
+        for threshold in (0.1, 0.5, 2.0):
+            np.testing.assert_array_equal(convergence_steps(record, threshold), slow_convergence(losses, steps, threshold))
+        converged = convergence_steps(record, 0.1)
+        ranked = sorted(math.inf if math.isnan(value) else value for value in converged.values)
+        median = (ranked[1] + ranked[2]) / 2
+        np.testing.assert_array_equal(median_steps(converged), math.nan if median == math.inf else median)
+        assert converged.seed.values.tolist() == [5, 3, 9, 1]
+
+
+EASY = SparseParity(3, 8, k=1)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    "Records of two small models on a task that is learnt in some windows, and one that is not."
+    root, (config,) = tmp_path_factory.mktemp("learnt"), task_runs("parity_1", "smoke", ("mamba",)).values()
+    easy = replace(config.train, task=EASY, curriculum=Curriculum.constant(EASY), seeds=(0, 1, 2), steps=120, lr=2e-2, batch_size=32, log_every=5, model=replace(config.train.model, d_model=16, d_in=3), stop_below=learnt_loss(EASY, 0.5))
+    return {"Mamba, 1 x 16": run(replace(config, train=easy), root), "Mamba, 1 x 8": run(config, root)}
+
+
+def test_a_run_ends_when_its_seeds_have_learnt_and_its_record_says_when_each_did(learnt):
+    ended, capped = learnt.values()
+    limit, last = learnt_loss(EASY, 0.5), ended["step"].values[-1]
+    assert last < 120 and (ended["loss"][:, -1] < limit).all() and not (ended["loss"][:, :-1] < limit).all("seed").any()
+    converged = convergence_steps(ended, limit)
+    assert (converged <= last).all() and converged.min() < last == converged.max() and convergence_steps(capped).isnull().all()
+    np.testing.assert_array_equal(converged, slow_convergence(ended["loss"].values, ended["step"].values, limit))
+    np.testing.assert_array_equal(convergence_steps(ended), slow_convergence(ended["loss"].values, ended["step"].values, learnt_loss(EASY)))
+    numbers = convergence_numbers(learnt)
+    assert numbers["label"].values.tolist() == list(learnt) and numbers["size"].values.tolist() == ["1 x 16", "1 x 8"] and set(numbers["model"].values) == {"Mamba"}
+    assert numbers["steps_done"].values.tolist() == [last, 20] and numbers["cap"].values.tolist() == [120, 20]
+    np.testing.assert_array_equal(numbers["converged"][0], convergence_steps(ended))
+    assert np.isnan(numbers["median"][1]) and numbers["median"].dims == ("label",)
+    np.testing.assert_array_equal(numbers["lowest_loss"][0], [min(row) for row in ended["loss"].values.tolist()])
+
+
+def test_numbers_survive_a_file(learnt, tmp_path):
+    from iclrepro.results import save_dataset
+    numbers = convergence_numbers(learnt)
+    save_dataset(numbers, tmp_path / "numbers.nc")
+    assert sooner_with_size("Mamba")(load_dataset(tmp_path / "numbers.nc")) == sooner_with_size("Mamba")(numbers)
+
+
+def as_preset(config, size):
+    "The paper's run of the same model, with what is ours on purpose: five seeds, an end, a longer window, a table of as many positions as are asked."
+    model = {title: name for name, title in TITLES.items()}[config]
+    return preset("park2024", "sparse_parity", model, size=size).run.train
+
+
+@pytest.mark.parametrize("study, size", [("parity_1", "parity_1"), ("parity_2", "parity_2"), ("parity_3", "parity_3"), ("parity_4", "parity_4"), ("sparse_parity", None)])
+def test_the_paper_tier_is_the_preset(study, size):
+    for title, config in task_runs(study, "paper", ("transformer", "mamba", "standard_hybrid", "mambaformer", "transformer_mamba", "s4", "s4_mamba")).items():
+        theirs = as_preset(title, size)
+        ours = replace(config.train, model=replace(config.train.model, n_positions=theirs.model.n_positions))
+        if size: ours = replace(ours, seeds=theirs.seeds, stop_below=None, log_every=theirs.log_every)
+        assert ours == theirs and config.train.seeds[:3] == theirs.seeds
+        assert config.train.model.n_positions in (0, None, 280), "a row a token, and one"
+
+
+def test_the_gpu_tier_has_the_papers_sizes_and_the_same_task():
+    runs, paper = convergence_runs("gpu"), convergence_runs("paper")
+    assert list(runs) == list(paper) and [SIZES[f"parity_{i}"]["d_model"] for i in (1, 2, 3, 4)] == [64, 128, 128, 256]
+    for label in runs:
+        a, b = runs[label].train, paper[label].train
+        assert replace(a, steps=b.steps, seeds=b.seeds, precision=b.precision) == b and a.steps == 150_000 and b.steps == 500_001
+    assert set(published("park_parity_convergence").model.replace("Transformer w/ initial Mamba", "Transformer with initial Mamba")) | {LARGE_POSITIONS} == {label.rsplit(", ", 1)[0] for label in runs}
+    sizes = {f"{row.layers} x {row.width}" for row in published("park_parity_convergence").itertuples()}
+    assert sizes == {label.rsplit(", ", 1)[1] for label in runs}
+
+
+def test_runs_are_shared_and_every_tier_has_them():
+    for tier in TIERS:
+        accuracy, convergence = experiment_runs("sparse_parity", tier), convergence_runs(tier)
+        shared = {run.folder for run in accuracy.values()} & {run.folder for run in convergence.values()}
+        assert len(shared) == (0 if tier == "paper" else 3)
+        assert len({run.folder for run in convergence.values()}) == len(convergence) == 6 * len(PARITY_GRID[tier])
+
+
+def test_parameters_are_counted_without_the_ends():
+    for label, config in convergence_runs("gpu").items():
+        model = build_model(config.train.model, 0)
+        ends = sum(p.numel() for reader in (model.read_in, model.read_out) for p in reader.parameters())
+        assert counted_parameters(config) == sum(p.numel() for p in model.parameters()) - ends, label
+    # The paper's figure, read at its largest size: 1.658 million, with a table of 300 rows.
+    assert counted_parameters(convergence_runs("paper")["Transformer, 2 x 256"]) + 20 * 256 == pytest.approx(1.658e6, rel=2e-3)
+
+
+def accuracies(trained_to=40, **by_who):
+    rows = {"Bayes": (0.55, 0.98, 1.0), **by_who}
+    return xr.Dataset({"value": (("who", "shift", "examples"), [[values] for values in rows.values()])}, {"who": list(rows), "shift": ["none"], "examples": [0, 10, trained_to]}, {"trained_to": trained_to})
+
+
+EDGES = {
+    "as good as Bayes": (reaches_bayes("M"), dict(M=(0.5, 0.961, 0.981)), REPRODUCED), "a bit worse after 10": (reaches_bayes("M"), dict(M=(0.5, 0.959, 1.0)), PARTLY),
+    "a bit worse at the end": (reaches_bayes("M"), dict(M=(0.5, 0.98, 0.979)), PARTLY), "hardly better than nothing": (reaches_bayes("M"), dict(M=(0.5, 0.59, 0.601)), PARTLY),
+    "nothing": (reaches_bayes("M"), dict(M=(0.5, 0.99, 0.599)), NOT_REPRODUCED), "not there": (reaches_bayes("M"), {}, UNDECIDED),
+    "prior": (stays_at_prior("T", "M"), dict(T=(0.5, 0.9, 0.579), M=(0, 0, 0.951)), REPRODUCED), "above prior": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.581), M=(0, 0, 0.951)), PARTLY),
+    "learnt": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.951), M=(0, 0, 0.951)), NOT_REPRODUCED), "untaught": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.5), M=(0, 0, 0.949)), UNDECIDED),
+    "no reference": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.5)), UNDECIDED),
+    "low between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.601), M=(0, 0, 0.951)), REPRODUCED), "high between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.949), M=(0, 0, 0.951)), REPRODUCED),
+    "below": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.599), M=(0, 0, 0.951)), PARTLY), "above": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.951), M=(0, 0, 0.951)), NOT_REPRODUCED),
+    "untaught between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.8), M=(0, 0, 0.949)), UNDECIDED),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_rules_of_accuracy_at_their_edges(name):
+    judge, rows, verdict = EDGES[name]
+    assert judge(accuracies(**rows))[0] == verdict
+
+
+def medians_of(end=900, **by_model):
+    rows = [(model, f"1 x {8 * 2**i}", 100 * 4**i, math.nan if median is None else median) for model, steps in by_model.items() for i, median in enumerate(steps)]
+    columns = dict(zip(("model", "size", "parameters", "median"), map(list, zip(*rows))))
+    return xr.Dataset({name: ("label", values) for name, values in columns.items()} | {"steps_done": ("label", [end] * len(rows))})
+
+
+SOON = {
+    "never": (never_converges("T", "M"), dict(T=(None, None, None), M=(None, None, 300)), REPRODUCED), "not patient": (never_converges("T", "M"), dict(T=(None, None), M=(None, 301)), UNDECIDED),
+    "at the largest": (never_converges("T", "M"), dict(T=(None, 800), M=(100, 100)), PARTLY), "always": (never_converges("T", "M"), dict(T=(800, 800), M=(100, 100)), NOT_REPRODUCED),
+    "no Mamba": (never_converges("T", "M"), dict(T=(None, None)), UNDECIDED), "no Transformer": (never_converges("T", "M"), dict(M=(100, 100)), UNDECIDED),
+    "falls": (sooner_with_size("M"), dict(M=(800, 600, 400)), REPRODUCED), "falls little": (sooner_with_size("M"), dict(M=(800, 600, 401)), PARTLY), "falls in the end": (sooner_with_size("M"), dict(M=(800, 900, 400)), PARTLY),
+    "stays": (sooner_with_size("M"), dict(M=(400, 400)), NOT_REPRODUCED), "beyond the end, far": (sooner_with_size("M"), dict(M=(None, None, 450)), REPRODUCED),
+    "beyond the end, near": (sooner_with_size("M"), dict(M=(None, 451)), PARTLY), "grows": (sooner_with_size("M"), dict(M=(400, None)), NOT_REPRODUCED), "one size": (sooner_with_size("M"), dict(M=(400,)), UNDECIDED),
+    "twice": (as_soon_as("F", "M"), dict(F=(400, 600), M=(200, 300)), REPRODUCED), "sooner": (as_soon_as("F", "M"), dict(F=(100, 100), M=(None, 300)), REPRODUCED),
+    "at one": (as_soon_as("F", "M"), dict(F=(401, 600), M=(200, 300)), PARTLY), "at none": (as_soon_as("F", "M"), dict(F=(401, None), M=(200, 300)), NOT_REPRODUCED),
+    "too early to tell": (as_soon_as("F", "M"), dict(F=(None, None), M=(450, None)), UNDECIDED), "too late to be alike": (as_soon_as("F", "M"), dict(F=(None, None), M=(449, None)), NOT_REPRODUCED),
+    "everywhere": (converges_everywhere("M"), dict(M=(1, 2)), REPRODUCED), "at a size": (converges_everywhere("M"), dict(M=(None, 2)), PARTLY), "nowhere": (converges_everywhere("M"), dict(M=(None, None)), NOT_REPRODUCED),
+    "not run": (converges_everywhere("M"), dict(T=(1, 2)), UNDECIDED), "run at one size": (converges_everywhere("M"), dict(M=(1,)), UNDECIDED),
+}
+
+
+@pytest.mark.parametrize("name", SOON)
+def test_rules_of_convergence_at_their_edges(name):
+    judge, rows, verdict = SOON[name]
+    assert judge(medians_of(**rows))[0] == verdict
+
+
+def test_claims_ask_experiments_that_exist_for_models_that_they_have():
+    for name, claim in CLAIMS.items():
+        if claim.experiment not in ("sparse_parity", "park_parity_convergence"): continue
+        assert claim.lowest_tier in ("laptop", "gpu") and claim.experiment in EXPERIMENTS, name
+    labels = {label.rsplit(", ", 1)[0] for label in convergence_runs("gpu")}
+    assert {"Transformer", "Mamba", "MambaFormer", "Transformer with initial Mamba", LARGE_POSITIONS} <= labels and {"S4", "S4-Mamba"} < experiment_runs("sparse_parity", "gpu").keys()
+
+
+@pytest.mark.parametrize("name", ["sparse_parity", "park_parity_convergence"])
+def test_a_notebook_draws_from_nothing(name, tmp_path):
+    draw(name, "smoke", str(tmp_path))
+    stem = tmp_path / name / "smoke"
+    verdicts = json.loads(stem.with_suffix(".verdicts.json").read_text())
+    assert verdicts.keys() == {claim for claim, entry in CLAIMS.items() if entry.experiment == name} and {entry["verdict"] for entry in verdicts.values()} == {UNDECIDED}
+    numbers, svg = load_dataset(f"{stem}.nc"), stem.with_suffix(".svg").read_text()
+    assert "Tier: smoke" in svg and all(title in svg for title in {label.rsplit(", ", 1)[0] if name != "sparse_parity" else label for label in experiment_runs(name, "smoke")})
+    record = load_dataset(tmp_path / "runs" / experiment_runs(name, "smoke")[list(experiment_runs(name, "smoke"))[1]].folder / "record.nc")
+    if name == "sparse_parity": np.testing.assert_array_equal(numbers["value"].sel(who="Mamba", shift="none"), record["pooled"].sel(shift="none"))
+    else: np.testing.assert_allclose(numbers["lowest_loss"].isel(label=1), record["loss"].min("step"))

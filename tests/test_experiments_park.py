@@ -1,0 +1,189 @@
+"""Park et al.'s nine tasks: what was spent, what is gained, whose runs they are, and a table drawn from what there is."""
+import itertools
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from torch.utils.flop_counter import FlopCounterMode
+
+from iclrepro import experiments
+from iclrepro.claims import MARK_FAILED, FAILED_BELOW, MARK_GAP, MARK_SOLVED, SOLVED_FROM, end_errors, gained, mark, paper_marks, table_marks
+from iclrepro.cli import draw
+from iclrepro.experiments import (EXPERIMENTS, MOST_WINDOWS, OUTLIER_STUDIES, REGRESSION_STUDIES, STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, TASK_SIZES, TIERS, by_study, collect, experiment_runs,
+                                  learning_curves, no_context, study_at, task_runs)
+from iclrepro.models import TITLES, build_model, predict
+from iclrepro.presets import preset
+from iclrepro.prompts import Draws
+from iclrepro.results import load_dataset
+from iclrepro.runs import run
+from iclrepro.tasks import Curriculum, OrthogonalOutliers, Ramp, SparseParity
+from iclrepro.training import TrainConfig, flops_by_step, training_flops
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def training(model="transformer", steps=37, points=Ramp(3, 8, 2, 7), **options):
+    config = task_runs("orthogonal_outliers", "smoke", [model])[TITLES[model]].train
+    return replace(config, task=OrthogonalOutliers(3, 8), curriculum=Curriculum(Ramp(3, 3), points), steps=steps, batch_size=4, **options)
+
+
+@pytest.mark.parametrize("model", ["transformer", "mamba", "mambaformer", "s4"])
+@pytest.mark.parametrize("points", [Ramp(3, 8, 2, 7), Ramp(8, 8), Ramp(3, 8, 5, 1), Ramp(7, 8, 1, 37), Ramp(7, 8, 1, 36)], ids=str)
+def test_flops_are_a_sum_over_steps(model, points):
+    config, total, expected = training(model, points=points), 0, [0]
+    built = build_model(config.model, 0)
+    for step in range(config.steps):
+        total += sum(3 * built.flops(2 * points.at(step) - 1) for _ in range(config.batch_size))
+        expected.append(total)
+    asked = [0, 36, 1, 7, 7, 37, 6, 8, 14]
+    assert flops_by_step(config, asked) == [expected[step] for step in asked] and flops_by_step(config, []) == []
+    assert training_flops(config) == len(config.seeds) * expected[-1]
+
+
+def test_flops_are_those_that_torch_counts():
+    """Torch counts the products of matrices, forwards and backwards. Ours adds attention, 4 T^2 d forwards, and the gradient of the tokens, which nobody asks for:
+    three times the forward pass, whatever a layer needs."""
+    config = training("transformer_nope", steps=3, points=Ramp(3, 7, 2, 1), seeds=(0,))
+    model, expected = build_model(config.model, 0), [0]
+    for step, points in enumerate((3, 5, 7)):
+        prompt = config.task.sample(Draws(0, step), config.batch_size, points)
+        with FlopCounterMode(display=False) as counter: config.task.loss(predict(model, prompt), prompt).backward()
+        products = sum(n for kind, n in counter.get_flop_counts()["Global"].items() if "mm" in str(kind))
+        tokens, width = 2 * points - 1, config.model.d_model
+        expected.append(expected[-1] + products + 4 * (3 * 4 * tokens**2 * width + 2 * tokens * config.task.dim * width))
+    assert flops_by_step(config, range(4)) == expected
+
+
+@pytest.mark.parametrize("step", [-1, 38])
+def test_steps_that_training_does_not_reach_are_refused(step):
+    with pytest.raises(ValueError, match=f"steps has {step}: each must be in 0 … 37"): flops_by_step(training(), [3, step])
+
+
+@pytest.mark.parametrize("windows", [1, 2, MOST_WINDOWS, MOST_WINDOWS + 1, 1001])
+def test_learning_curves_are_thinned_and_keep_their_end(windows):
+    config = replace(task_runs("many_outliers", "smoke", ["mamba"])["Mamba"], name="x")
+    config = replace(config, train=replace(config.train, steps=10 * windows))
+    record = xr.Dataset({"loss": (("seed", "step"), np.arange(2.0 * windows).reshape(2, windows))}, {"seed": [0, 1], "step": 10 * np.arange(1, windows + 1)}, {"configuration": json.dumps(config.to_dict())})
+    curves = learning_curves({"Mamba": record})
+    assert min(windows, MOST_WINDOWS // 2) <= curves.sizes["step"] <= MOST_WINDOWS and curves.step.values[-1] == 10 * windows
+    assert (curves["loss"].sel(model="Mamba") == record["loss"].sel(step=curves.step)).all() and curves["flops"].values[0].tolist() == flops_by_step(config.train, curves.step.values.tolist())
+
+
+@pytest.mark.parametrize("d, k", [(1, 1), (4, 1), (4, 2), (5, 3), (4, 4), (10, 2)])
+def test_a_parity_without_context_is_the_majority_of_all_products(d, k):
+    "By enumeration of all inputs and all sets."
+    right = 0.0
+    for x in itertools.product((-1, 1), repeat=d):
+        share = np.mean([math.prod(chosen) == 1 for chosen in itertools.combinations(x, k)])
+        right += max(share, 1 - share)
+    assert no_context(SparseParity(d, 8, k)) == pytest.approx(right / 2**d, abs=1e-12)
+    if (d, k) == (10, 2): assert no_context(SparseParity(d, 8, k)) == 0.5546875
+
+
+@pytest.mark.parametrize("share, expected", [
+    (1.0, MARK_SOLVED), (SOLVED_FROM, MARK_SOLVED), (np.nextafter(SOLVED_FROM, 0), MARK_GAP), (FAILED_BELOW, MARK_GAP), (np.nextafter(FAILED_BELOW, 0), MARK_FAILED), (0.0, MARK_FAILED), (-3.0, MARK_FAILED)])
+def test_marks_at_their_edges(share, expected): assert mark(share) == expected
+
+
+def test_nothing_to_gain_gives_no_mark():
+    assert np.isnan(gained(0.5, 1.0, 1.0)) and np.isnan(gained(0.5, 1.0, 1.2))
+    with pytest.raises(ValueError, match="the share is nan"): mark(np.nan)
+
+
+def stored(values, no_context, accuracy=0, half_width=0.1):
+    "Numbers of one study: {who: score at the end}."
+    dims, value = ("study", "who", "examples"), np.array([[[np.nan, score, np.nan] for score in values.values()]])
+    return xr.Dataset({"value": (dims, value), "low": (dims, value - half_width), "high": (dims, value + half_width), "no_context": ("study", [no_context]), "trained_to": ("study", [1]),
+                       "accuracy": ("study", [accuracy])}, {"study": ["decision_tree"], "who": list(values), "examples": [0, 1, 2]}, {"tier": "gpu"})
+
+
+@pytest.mark.parametrize("transform, no_context, accuracy", [(lambda e: e, 2.0, 0), (lambda e: 1 - e, -1.0, 1)], ids=["error", "accuracy"])
+def test_a_table_by_hand(transform, no_context, accuracy):
+    "Error without context 2, yardstick 0.1: shares (2 - e) / 1.9. An accuracy is one minus an error, and its interval turns round."
+    errors = {"Transformer": 0.1, "Mamba": 0.195, "MambaFormer": 0.2, "Least squares": 0.1, "S4": 1.525, "S4-Mamba": 1.53, "LSTM": np.nan}
+    numbers = stored({who: transform(e) for who, e in errors.items()}, no_context, accuracy)
+    table = table_marks(numbers).set_index("who")
+    assert table.mark.to_dict() == {"Transformer": MARK_SOLVED, "Mamba": MARK_SOLVED, "MambaFormer": MARK_GAP, "S4": MARK_GAP, "S4-Mamba": MARK_FAILED} and table.learnt.all()
+    for who, row in table.iterrows():
+        assert (row.error, row.share) == pytest.approx((errors[who], (2 - errors[who]) / 1.9))
+        assert (row.low, row.high) == pytest.approx(((1.9 - errors[who]) / 1.9, min(1, (2.1 - errors[who]) / 1.9)))
+    ends = end_errors(numbers, "decision_tree")
+    assert (ends.low < ends.error).all() and (ends.error < ends.high).all() and "LSTM" not in ends.index
+
+
+@pytest.mark.parametrize("errors, learnt", [((0.99, 1.5, 0.99), True), ((1.01, 1.5, 1.01), False), ((0.9, 0.9, 0.9), True), ((2.0, 2.0, 2.0), False), ((2.5, 2.2, 2.0), False)])
+def test_beginners_are_told_from_the_learned(errors, learnt):
+    table = table_marks(stored(dict(zip(("Transformer", "Mamba", "MambaFormer"), errors)), 2.0))
+    assert table.learnt.tolist() == [learnt] * 3
+    if min(errors) >= 2: assert set(table.mark) == {MARK_FAILED}
+
+
+def test_the_best_yardstick_counts():
+    "Two of three are equal and far from what least squares does: a gap, and nobody has learnt."
+    table = table_marks(stored({"Transformer": 0.5, "Mamba": 0.5, "MambaFormer": 0.6, "Least squares": 0.0}, 2.0))
+    assert set(table.mark) == {MARK_GAP} and not table.learnt.any()
+
+
+def test_the_papers_table():
+    theirs = {study: paper_marks(study) for study in TABLE_STUDIES}
+    assert all(set(row) == {"Transformer", "Mamba", "MambaFormer"} for row in theirs.values()) and len(theirs) == 9
+    others = {(study, who): given for study, row in theirs.items() for who, given in row.items() if given != MARK_SOLVED}
+    assert others == {("decision_tree", "Mamba"): MARK_GAP, ("orthogonal_outliers", "Mamba"): MARK_GAP, ("many_outliers", "Transformer"): MARK_GAP, ("sparse_parity", "Transformer"): MARK_FAILED, ("vector_mqar", "Mamba"): MARK_FAILED}
+    with pytest.raises(ValueError, match="unknown row of Table 1 'formal_languages'"): paper_marks("formal_languages")
+
+
+@pytest.mark.parametrize("model", ["transformer", "mamba", "mambaformer", "standard_hybrid", "s4", "s4_mamba"])
+@pytest.mark.parametrize("study", [*OUTLIER_STUDIES, *REGRESSION_STUDIES[1:]])
+def test_the_paper_tier_is_the_preset(study, model):
+    "Of the released outliers too the models are as described: what differs is the task."
+    released = study.endswith("_as_released")
+    theirs = preset("park2024", study.removesuffix("_as_released"), model).run
+    task = preset("park2024", "orthogonal_outliers", model, "as_released").run.train.task if released else theirs.train.task
+    ours, = task_runs(study_at(study, "paper"), "paper", [model]).values()
+    assert ours.train == replace(theirs.train, task=task) and ours.exams == theirs.exams
+
+
+def test_the_gpu_tier_is_the_papers_model_for_fewer_steps():
+    for study in OUTLIER_STUDIES:
+        for ours, theirs in zip(task_runs(study, "gpu", TABLE_MODELS).values(), task_runs(study, "paper", TABLE_MODELS).values()):
+            assert ours.train.model == theirs.train.model and ours.train.task == theirs.train.task and ours.train.lr == theirs.train.lr and ours.train.steps < theirs.train.steps / 4
+            assert ours.train.curriculum.points.at(ours.train.steps // 2) == ours.train.task.n_points
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_table_has_the_runs_of_other_experiments(tier):
+    "Wherever another experiment trains that model on that task, it is the same run."
+    table = experiment_runs("park_table1", tier)
+    others = {config.folder for name in EXPERIMENTS if name != "park_table1" and tier in EXPERIMENTS[name].tiers for config in experiment_runs(name, tier).values()}
+    mine = {config.folder for name in ("park_regression", "park_outliers") for config in experiment_runs(name, tier).values()}
+    assert set(by_study(table)) == {study for study in TABLE_STUDIES if tier in TASK_SIZES.get(study_at(study, tier), {})}
+    for label, config in table.items():
+        who, _, study = label.partition(", ")
+        assert config.folder in others, label
+        assert (config.folder in mine) == (study in [STUDY_TITLES[s] for s in (*REGRESSION_STUDIES, "orthogonal_outliers", "many_outliers")])
+        assert who in [TITLES[name] for name in TABLE_MODELS]
+
+
+def test_labels_name_model_and_study():
+    for name in ("park_regression", "park_outliers", "park_table1"):
+        for tier in TIERS:
+            runs = experiment_runs(name, tier)
+            assert {f"{who}, {STUDY_TITLES[study]}" for study, chosen in by_study(runs).items() for who in chosen} == set(runs)
+
+
+def test_a_table_is_drawn_from_what_there_is(tmp_path):
+    "Two records of twenty-seven, nothing trained: the face says what is missing, and no verdict is given."
+    labels = ["Transformer, many outliers", "Mamba, many outliers"]
+    for label in labels: run(experiment_runs("park_table1", "smoke")[label], tmp_path)
+    draw("park_table1", "smoke", str(tmp_path), train_missing=False)
+    text = " ".join(ElementTree.parse(tmp_path / "park_table1" / "smoke.svg").getroot().itertext())
+    assert "Tier: smoke" in text and "Not run yet: linear regression; " in text and "; MambaFormer, many outliers." in text
+    numbers = load_dataset(tmp_path / "park_table1" / "smoke.nc")
+    assert numbers["study"].values.tolist() == ["many_outliers"] and set(numbers.who.values) == {"Transformer", "Mamba", *experiments.YARDSTICKS["many_outliers"]}
+    assert set(json.loads(numbers.attrs["runs"])) == set(labels)
+    verdicts = json.loads((tmp_path / "park_table1" / "smoke.verdicts.json").read_text())
+    assert len(verdicts) == 10 and {v["verdict"] for v in verdicts.values()} == {"not yet run at a tier that can tell"}

@@ -1020,7 +1020,7 @@ def _error_at(record: xr.Dataset, times: int) -> xr.DataArray:
 MEASURES = {
     "steps": ("steps until learnt", convergence_steps),
     "error": ("error at the training length", lambda record: _error_at(record, 1)),
-    "growth": ("growth of the error to 4 times the length", lambda record: _error_at(record, 4) / _error_at(record, 1)),
+    "growth": ("growth of the error", lambda record: _error_at(record, 4) / _error_at(record, 1)),
 }  # by name: words, and record -> (seed)
 
 

@@ -873,8 +873,10 @@ def loss_curve(numbers: xr.Dataset, who: str) -> xr.DataArray:  # (step, seed)
 
 
 def steps_to_reach(numbers: xr.Dataset, who: str, others: tuple[str, ...] = ("Transformer", "Mamba")) -> float:
-    "Steps until every seed's loss has been as low as the mean that the best of `others` ends at; infinite if it never is."
-    level = min(float(loss_curve(numbers, other)[-1].mean()) for other in others if other in numbers.who.values)
+    "Steps until every seed's loss has been as low as the mean that the best of `others` ends at; infinite if it never is, nan if none of them is there."
+    levels = [float(loss_curve(numbers, other)[-1].mean()) for other in others if other in numbers.who.values]
+    if not levels: return math.nan
+    level = min(levels)
     curve = loss_curve(numbers, who)
     reached = (curve <= level).any("step")
     return float(curve.step[(curve <= level).argmax("step")].max()) if bool(reached.all()) else math.inf

@@ -58,13 +58,13 @@ class Size:
 
 
 TASK_SIZES: dict[str, dict[str, Size]] = {}  # study -> tier -> size; the chapters of the experiments add their own
+_FOUR = {"shifts": ("none", "noisy", "skewed", "orthants")}
 TASK_SIZES["linear_regression"] = {
-    "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10),
-    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 3000, 1e-3, 64, (0, 1)),
-    "gpu": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 100_000, 1e-4, 161),
-    "paper": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 500_001, 1e-4, 161),
+    "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10, **_FOUR),
+    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 3000, 1e-3, 64, (0, 1), **_FOUR),
+    "gpu": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 100_000, 1e-4, 161, **_FOUR),
+    "paper": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 500_001, 1e-4, 161, **_FOUR),
 }
-TASK_SIZES["linear_regression"] = {tier: replace(size, shifts=("none", "noisy", "skewed", "orthants")) for tier, size in TASK_SIZES["linear_regression"].items()}
 
 # %% ../nbs/12_experiments.ipynb #4c441116
 def size_of(study: str, tier: str) -> Size:
@@ -82,8 +82,7 @@ def task_runs(
     "One run a model. Raises `ValueError` for an unknown study, tier, model or option."
     size, runs = size_of(study, tier), {}
     exams = tuple(replace(exam_of(shift, size.task, size.test_points), n_prompts=size.n_prompts) for shift in size.shifts)
-    chosen = {name: getattr(size, name) for name in ("schedule", "log_every", "batch_size", "clip", "weight_decay", "precision")}
-    if size.stop_below is not None: chosen["stop_below"] = size.stop_below
+    chosen = {name: getattr(size, name) for name in ("schedule", "log_every", "batch_size", "clip", "weight_decay", "precision", "stop_below")}
     for name in models:
         shape = dict(n_layers=size.n_layers_mamba if "mamba" in name else size.n_layers, d_model=size.d_model, n_heads=size.n_heads)
         model = model_for(size.task, name, n_points=size.test_points, **shape | options)
@@ -219,10 +218,8 @@ def yardstick_exams(yardstick: Yardstick, config: RunConfig) -> list[Exam]:
     chosen = []
     for exam in config.exams:
         if yardstick.shifts and exam.shift not in yardstick.shifts: continue
-        if yardstick.at:
-            at = tuple(k for k in exam.examples(config.train.task) if k in yardstick.at)
-            if not at: continue
-            exam = replace(exam, at=at)
+        if yardstick.at: exam = replace(exam, at=tuple(k for k in exam.examples(config.train.task) if k in yardstick.at))
+        if yardstick.at and not exam.at: continue
         chosen.append(replace(exam, n_prompts=min(yardstick.n_prompts, exam.n_prompts)) if yardstick.n_prompts else exam)
     return chosen
 
@@ -269,8 +266,7 @@ def gather(
         alone = alone[list(names)].rename(names).drop_attrs().assign_coords(seed=[config.train.seeds[0]])
         parts.append(alone.assign(by_seed=alone["by_seed"].where(False)))  # a baseline has no seeds
     numbers = xr.concat(parts, pd.Index([*records, *baselines], name="who"), join="outer", data_vars="all", coords="minimal", compat="equals")
-    numbers = numbers.reindex(shift=[exam.shift for exam in config.exams])  # joining different ones sorts them
-    task = config.train.task
+    numbers, task = numbers.reindex(shift=[exam.shift for exam in config.exams]), config.train.task  # joining different shifts sorts them
     return numbers.assign_attrs(dim=task.dim, trained_to=task.n_points - 1, score=task.score_label, **standing_on(settings, records, files))
 
 
@@ -833,7 +829,7 @@ CHAIN_WIDTHS = {"smoke": (1, 2, 3), "laptop": (1, 2, 4), "gpu": (4, 8, 16), "pap
 
 CHAIN_SIZES = {
     "smoke": Size(ChainOfThought(3, 8, 2), Curriculum(Ramp(3, 3), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 20, 1e-3, 8, (0, 1), n_prompts=128, log_every=10, batch_size=16, clip=None),
-    "laptop": Size(ChainOfThought(3, 16, 2), Curriculum(Ramp(3, 3), Ramp(8, 16, 4, 100)), 2, 2, 32, 4, 700, 3e-3, 16, (0, 1), n_prompts=640, clip=None),
+    "laptop": Size(ChainOfThought(3, 16, 2), Curriculum(Ramp(3, 3), Ramp(8, 16, 4, 100)), 2, 2, 32, 4, 600, 3e-3, 16, (0, 1), n_prompts=640, clip=None),
     "gpu": Size(ChainOfThought(), PAPER_CURRICULA["chain_of_thought"], 6, 6, 128, 4, 100_000, 1e-4, 101, clip=None, precision="tf32"),
     "paper": Size(ChainOfThought(), PAPER_CURRICULA["chain_of_thought"], 6, 6, 128, 4, 500_001, 1e-4, 101, clip=None),
 }  # the middle of both panels
@@ -898,7 +894,7 @@ _REGBENCH = FormalLanguages(n_languages=5000)
 _REGULAR = dict(schedule="warmup_cosine", weight_decay=0.1, batch_size=32, shifts=("new_languages",))
 TASK_SIZES["formal_languages"] = {
     "smoke": Size(replace(_SMALL, n_points=3, max_length=5), Curriculum.constant(replace(_SMALL, n_points=3)), 1, 1, 16, 2, 30, 3e-3, 3, (0, 1), n_prompts=128, log_every=10, **_REGULAR),
-    "laptop": Size(_SMALL, Curriculum.constant(_SMALL), 2, 2, 32, 4, 800, 3e-3, 6, (0, 1), log_every=20, **_REGULAR),
+    "laptop": Size(_SMALL, Curriculum.constant(_SMALL), 2, 2, 32, 4, 1000, 3e-3, 6, (0, 1), log_every=20, **_REGULAR),
     "gpu": Size(_REGBENCH, Curriculum.constant(_REGBENCH), 2, 2, 128, 8, 10_000, 5e-4, 20, precision="tf32", **_REGULAR),
     "paper": Size(_REGBENCH, Curriculum.constant(_REGBENCH), 2, 2, 128, 8, 31_250, 5e-4, 20, **_REGULAR),
 }

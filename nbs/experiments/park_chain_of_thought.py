@@ -29,7 +29,7 @@ import altair as alt
 import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, score_chart, score_rows, use_svg, with_face
-from iclrepro.claims import judge_all, ledger, save_verdicts
+from iclrepro.claims import BEGUN, judge_all, ledger, save_verdicts
 from iclrepro.experiments import collect, config_of, costs, gather, headline, left_out, published
 use_svg()
 
@@ -92,8 +92,11 @@ def ratio(size, k):
     return errors["Mamba"] / errors["Transformer"] if len(errors) == 2 else None
 
 found = {name: ratio(size, k) for size, k in dict.fromkeys(sizes + steps) for name in [size if k == f"k {middle}" else k]}
-finding = "Mamba's error over the Transformer's: " + ", ".join(f"{name}: {value:.2g}" for name, value in found.items() if value is not None)
+compared = ", ".join(f"{name}: {value:.2g}" for name, value in found.items() if value is not None)
+finding = f"Mamba's error over the Transformer's: {compared}" if compared else f"Squared error after {last} examples: " + ", ".join(f"{label} {error:.2g}" for label, error in table.iloc[:, -1].items())
 notes = ["Diamonds, dashed: Park et al." if len(theirs) else "Networks, models and training are far smaller than the paper's.", *left_out(settings, records)]
+slow = sum(float(error) >= BEGUN * d for error in table.iloc[:, -1])
+if slow: notes.append(f"{slow} of {len(table)} curves end above {BEGUN} d: too little was learnt there to compare.")
 chart = with_face(alt.vconcat(*rows).resolve_scale(color="shared"), finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -257,8 +257,7 @@ class Training:
     def finished(self) -> bool:
         "Whether all steps are done, or the loss of every member is low enough; the last window's losses say so, whoever computed them."
         if self.config.stop_below is None or self.step in (0, self.config.steps): return self.step == self.config.steps
-        begin = (self.step - 1) // self.config.log_every * self.config.log_every
-        return bool((self.losses[:, begin:self.step].mean(1) < self.config.stop_below).all())
+        return bool((self.losses[:, self.step - self.config.log_every:self.step].mean(1) < self.config.stop_below).all())
 
     def advance(self) -> None:
         """Train to the end of the current window of `log_every` steps. Raises `NonFiniteLoss`; the members are then useless,

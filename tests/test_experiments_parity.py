@@ -1,4 +1,4 @@
-"""Parity: Bayes' loss by enumeration, steps to convergence by a loop, the paper's runs by their presets, rules of claims at their edges, notebooks from nothing to verdicts."""
+"""Parity and disagreements: Bayes' loss by enumeration, steps to convergence by a loop, the paper's runs by their presets, two ways that differ in one thing, rules of claims at their edges, notebooks from nothing to verdicts."""
 import itertools
 import json
 import math
@@ -11,14 +11,14 @@ import torch
 import xarray as xr
 
 from iclrepro.baselines import parity_bayes
-from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, converges_everywhere, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
+from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
 from iclrepro.cli import draw
-from iclrepro.experiments import (EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
+from iclrepro.experiments import (COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
                                   experiment_runs, learnt_loss, median_steps, published, task_runs)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
-from iclrepro.results import load_dataset
+from iclrepro.results import load_dataset, save_dataset
 from iclrepro.runs import RunConfig, run
 from iclrepro.tasks import Curriculum, SparseParity
 
@@ -127,7 +127,6 @@ def test_a_run_ends_when_its_seeds_have_learnt_and_its_record_says_when_each_did
 
 
 def test_numbers_survive_a_file(learnt, tmp_path):
-    from iclrepro.results import save_dataset
     numbers = convergence_numbers(learnt)
     save_dataset(numbers, tmp_path / "numbers.nc")
     assert sooner_with_size("Mamba")(load_dataset(tmp_path / "numbers.nc")) == sooner_with_size("Mamba")(numbers)
@@ -247,3 +246,98 @@ def test_a_notebook_draws_from_nothing(name, tmp_path):
     record = load_dataset(tmp_path / "runs" / experiment_runs(name, "smoke")[list(experiment_runs(name, "smoke"))[1]].folder / "record.nc")
     if name == "sparse_parity": np.testing.assert_array_equal(numbers["value"].sel(who="Mamba", shift="none"), record["pooled"].sel(shift="none"))
     else: np.testing.assert_allclose(numbers["lowest_loss"].isel(label=1), record["loss"].min("step"))
+
+
+@pytest.fixture(scope="module")
+def disagreeing(tmp_path_factory):
+    "The notebook of disagreements, drawn from nothing at the smallest tier."
+    root = tmp_path_factory.mktemp("disagreeing")
+    draw("disagreements", "smoke", str(root))
+    return root
+
+
+def test_the_notebook_of_disagreements_draws_from_nothing(disagreeing):
+    stem = disagreeing / "disagreements" / "smoke"
+    verdicts = json.loads(stem.with_suffix(".verdicts.json").read_text())
+    assert verdicts.keys() == {name for name, claim in CLAIMS.items() if claim.experiment == "disagreements"} and len(verdicts) == len(COMPARISONS)
+    svg, numbers = stem.with_suffix(".svg").read_text(), load_dataset(f"{stem}.nc")
+    assert "Tier: smoke" in svg and all(comparison.title in svg for comparison in COMPARISONS.values())
+    assert numbers.sizes["label"] == len(experiment_runs("disagreements", "smoke"))
+    runs = experiment_runs("disagreements", "smoke")
+    for name, comparison in COMPARISONS.items():
+        for model, pair in comparison.runs("smoke").items():
+            for way, config in zip(comparison.ways, pair):
+                label = f"{model}, {comparison.title}: {way}"
+                record = load_dataset(disagreeing / "runs" / config.folder / "record.nc")
+                n = config.train.task.n_points - 1
+                scores = record["score"].sel(shift="none")
+                expected = {"steps": lambda: slow_convergence(record["loss"].values, record["step"].values, learnt_loss(config.train.task)), "error": lambda: scores.sel(examples=n),
+                            "growth": lambda: scores.sel(examples=4 * n) / scores.sel(examples=n)}[comparison.measure]()
+                np.testing.assert_allclose(numbers["value"].sel(label=label, seed=list(config.train.seeds)), expected)
+                assert runs[label] == config
+
+
+DIFFERS = {
+    "hybrid_positions": {"model.position_std": (0.02, 1.0)}, "parity_sets": {"task.index_set": ("sequence", "batch")}, "s4_dropout": {"model.dropout": (0.0, 0.1)},
+    "s4_norm": {"model.pattern": None, "model.final_norm": (False, True)}, "s4_rate": {"lr": None}, "outliers": {"task.outliers": ("as_described", "as_released")}, "schedule": {"schedule": ("constant", "cosine")},
+}
+
+
+def differences(a, b, path=()):
+    "Paths at which two nested dictionaries differ, and both values."
+    if not (isinstance(a, dict) and isinstance(b, dict)): return {} if a == b else {".".join(path): (a, b)}
+    return {key: value for name in a.keys() | b.keys() for key, value in differences(a.get(name), b.get(name), (*path, name)).items()}
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_two_ways_differ_in_one_thing(name, tier):
+    for first, second in COMPARISONS[name].runs(tier).values():
+        found = differences(first.train.to_dict(), second.train.to_dict())
+        assert found.keys() == DIFFERS[name].keys()
+        for path, values in DIFFERS[name].items(): assert values is None or found[path] == values
+        asked = [{exam.shift: (exam.n_points, exam.at) for exam in run.exams}["none"] for run in (first, second)]
+        assert asked[0] == asked[1]
+        if name == "s4_rate": assert first.train.lr == pytest.approx(10 * second.train.lr)
+        if name == "s4_norm": assert (first.train.model.pattern, second.train.model.pattern) == (first.train.model.pattern, first.train.model.pattern.replace("s4d_post", "s4d"))
+
+
+def test_the_ways_are_those_of_the_presets():
+    released = preset("park2024", "sparse_parity", "standard_hybrid", "as_released").run.train
+    assert released.model.position_std == 1.0 and released.task == TASK_SIZES["sparse_parity_batch"]["paper"].task
+    s4 = {variant: preset("grazzi2024", "skewed_linear_regression", "s4", variant).run.train for variant in ("as_described", "as_released")}
+    ours = COMPARISONS["s4_dropout"].runs("paper")["S4"]
+    assert (ours[0].train.model, ours[1].train.model) == (s4["as_described"].model, s4["as_released"].model) and ours[0].train.lr == s4["as_described"].lr == 1e-3
+
+
+def measured(name, *models, at_length=0.1, end=1000):
+    rows = [(f"M{i}", way, seeds) for i, ways in enumerate(models) for way, seeds in enumerate(ways)]
+    model, way, values = map(list, zip(*rows))
+    return xr.Dataset({"value": (("label", "seed"), values), "at_length": (("label", "seed"), [[at_length] * 2] * len(rows)), "steps_done": ("label", [end] * len(rows)),
+                       "comparison": ("label", [name] * len(rows)), "model": ("label", model), "way": ("label", way)})
+
+
+NAN = math.nan
+CHOICES = {
+    "larger": ("outliers", [([[0.2, 0.2], [0.301, 0.301]])], {}, REPRODUCED), "smaller": ("outliers", [([[0.301, 0.301], [0.2, 0.2]])], {}, REPRODUCED), "hardly larger": ("outliers", [([[0.2, 0.2], [0.299, 0.299]])], {}, NOT_REPRODUCED),
+    "overlapping": ("outliers", [([[0.1, 0.4], [0.39, 0.4]])], {}, PARTLY), "in one model": ("outliers", [([[0.2, 0.2], [0.2, 0.2]]), ([[0.2, 0.2], [0.4, 0.4]])], {}, REPRODUCED),
+    "not learnt": ("outliers", [([[0.2, 0.2], [0.8, 0.8]])], {"at_length": 0.5}, UNDECIDED), "just learnt": ("outliers", [([[0.2, 0.2], [0.8, 0.8]])], {"at_length": 0.499}, REPRODUCED),
+    "later": ("parity_sets", [([[100, 120], [200, 210]])], {}, REPRODUCED), "beyond the end": ("parity_sets", [([[600, 600], [NAN, NAN]])], {}, REPRODUCED), "too near the end": ("parity_sets", [([[700, 700], [NAN, NAN]])], {}, UNDECIDED),
+    "one seed beyond": ("parity_sets", [([[600, 610], [900, NAN]])], {}, REPRODUCED), "never": ("parity_sets", [([[NAN, NAN], [NAN, NAN]])], {}, UNDECIDED), "as soon": ("parity_sets", [([[600, 700], [700, 800]])], {}, NOT_REPRODUCED),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_rules_of_choices_at_their_edges(name):
+    comparison, models, options, verdict = CHOICES[name]
+    assert choice_matters(comparison)(measured(comparison, *models, **options))[0] == verdict
+    assert choice_matters("schedule")(measured(comparison, *models, **options))[0] == UNDECIDED
+
+
+def test_a_ratio_is_that_of_geometric_means():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        first, second = rng.uniform(0.01, 1, (2, 2))
+        row = compare_ways(measured("s4_norm", [first, second]), "s4_norm").iloc[0]
+        assert row.ratio == pytest.approx(math.sqrt(math.prod(second)) / math.sqrt(math.prod(first)))
+        assert row.apart == (all(a < b for a in first for b in second) or all(a > b for a in first for b in second))

@@ -153,7 +153,7 @@ def test_a_run_that_never_gets_there_takes_all_steps():
     assert training.step == 23 and training.loss_curve()[0] == [5, 10, 15, 20, 23] and torch.equal(training.losses, trained(learning(steps=23)).losses)
 
 
-def test_a_last_window_that_is_shorter_is_judged_by_its_own_steps():
+def test_the_last_window_alone_decides():
     training = Training(learning(steps=8, stop_below=1.0))
     for step, losses, ends in ((5, [[1.1] * 5] * 2, False), (8, [[1.1] * 5 + [9.0] * 3] * 2, True), (5, [[1.0] * 5] * 2, False), (5, [[0.9] * 5] * 2, True), (5, [[0.9] * 5, [1.1] * 5], False)):
         training.step, training.losses = step, torch.tensor(losses)

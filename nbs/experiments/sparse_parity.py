@@ -28,7 +28,7 @@ import pandas as pd
 
 from iclrepro.baselines import expected_accuracy, parity_bayes
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
-from iclrepro.claims import judge_all, ledger, save_verdicts
+from iclrepro.claims import AT_BAYES, judge_all, ledger, save_verdicts
 from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, left_out, published
 from iclrepro.prompts import Draws
 use_svg()
@@ -76,7 +76,8 @@ assert excess < 0.05
 
 # %%
 at_end = numbers["value"].sel(shift="none", examples=last)
-finding = f"Accuracy after {last} examples: " + ", ".join(f"{who} {at_end.sel(who=who):.2f}" for who in numbers.who.values)
+reached = [who for who in records if at_end.sel(who=who) >= at_end.sel(who="Bayes") - AT_BAYES]
+finding = f"As accurate as Bayes after {last} examples: {', '.join(reached) or 'none'}"
 theirs = published("park_parity_accuracy").rename(columns={"model": "who", "accuracy": "value"}).assign(line="paper")
 theirs = theirs[theirs.who.isin(list(records)) & (theirs.examples <= last)] if task.dim == 10 else None
 note = {"smoke": "This tier's models are far too small and short to learn parity.", "laptop": f"A far easier task than the paper's (d {task.dim} instead of 10): no evidence that a model cannot learn it."}.get(settings.tier, "Dashed, coloured: Park et al.")

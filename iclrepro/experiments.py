@@ -88,8 +88,7 @@ def task_runs(
     for name in models:
         shape = dict(n_layers=size.n_layers_mamba if "mamba" in name else size.n_layers, d_model=size.d_model, n_heads=size.n_heads)
         model = model_for(size.task, name, n_points=size.test_points, **shape | options)
-        label = "-".join(filter(None, (study, name, variant, tier)))
-        runs[TITLES[name]] = RunConfig(label, TrainConfig(size.task, model, size.curriculum, size.steps, size.seeds, lr=size.lr, **chosen), exams, probe)
+        runs[TITLES[name]] = RunConfig("-".join(filter(None, (study, name, variant, tier))), TrainConfig(size.task, model, size.curriculum, size.steps, size.seeds, lr=size.lr, **chosen), exams, probe)
     return runs
 
 # %% ../nbs/12_experiments.ipynb #2f0fc36b

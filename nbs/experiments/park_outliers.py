@@ -32,7 +32,8 @@ import pandas as pd
 
 from iclrepro.charts import publish, score_chart, use_svg, with_face
 from iclrepro.claims import SOLVED_FROM, end_errors, judge_all, ledger, save_verdicts, solved_by, table_marks
-from iclrepro.experiments import STUDY_TITLES, YARDSTICKS, collect, config_of, costs, decades, flops_chart, gather_studies, not_run, study_numbers, study_rows
+from iclrepro.experiments import STUDY_TITLES, YARDSTICKS, collect, config_of, costs, gather_studies, not_run, study_numbers
+from iclrepro.panels import decades, flops_chart, study_rows
 use_svg()
 
 # %% [markdown]

@@ -119,14 +119,14 @@ CLAIMS: dict[str, Claim] = {
 
 # %% ../nbs/13_claims.ipynb #50075be9
 def judge_claim(claim: Claim, root: str | os.PathLike, tiers: tuple[str, ...] = TIERS) -> Verdict:
-    "The verdict from the numbers stored below `root`, at the highest of `tiers` that has any."
-    stored = [(tier, Path(root) / claim.experiment / f"{tier}.nc") for tier in tiers]
+    "The verdict from the numbers stored below `root`, at the highest of `tiers` whose numbers decide; if none do, what the highest one says."
+    stored = [(tier, Path(root) / claim.experiment / f"{tier}.nc") for tier in reversed(tiers)]
     present = [(tier, path) for tier, path in stored if path.exists()]
     if not present: return Verdict(UNDECIDED, f"{claim.experiment} has not been run", "")
-    tier, path = present[-1]
-    if TIERS.index(tier) < TIERS.index(claim.lowest_tier):
-        return Verdict(UNDECIDED, f"run at tier {tier}; the rule asks for {claim.lowest_tier} or higher", tier)
-    return Verdict(*claim.judge(load_dataset(path)), tier)
+    allowed = [(tier, path) for tier, path in present if TIERS.index(tier) >= TIERS.index(claim.lowest_tier)]
+    if not allowed: return Verdict(UNDECIDED, f"run at tier {present[0][0]}; the rule asks for {claim.lowest_tier} or higher", present[0][0])
+    verdicts = [Verdict(*claim.judge(load_dataset(path)), tier) for tier, path in allowed]
+    return next((verdict for verdict in verdicts if verdict.verdict != UNDECIDED), verdicts[0])
 
 
 def judge_all(

@@ -10,6 +10,7 @@ __all__ = ['MODEL_COLOURS', 'BASELINE_STYLES', 'SPARE_STYLES', 'BANDS', 'style',
 import json
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,8 +108,9 @@ def with_face(
     notes: Sequence[str] = (), # further sentences below the title
     bands: tuple[str, str] = BANDS,  # what lines and bands are, in two lines; default: those of `score_chart`
 ) -> alt.TopLevelMixin:
-    "Put the finding, the tier and what the bands are on the face of a figure."
-    title = alt.TitleParams(finding, subtitle=[f"Tier: {tier}. {bands[0]}", " ".join([bands[1], *notes])], anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor="#555555", offset=12)
+    "Put the finding, the tier and what the bands are on the face of a figure, in lines that do not outgrow it."
+    lines = [line for text in (f"Tier: {tier}. {bands[0]}", " ".join([bands[1], *notes])) for line in textwrap.wrap(text, 120)]
+    title = alt.TitleParams(textwrap.wrap(finding, 90), subtitle=lines, anchor="start", fontSize=15, subtitleFontSize=11, subtitleColor="#555555", offset=12)
     return chart.properties(title=title).configure_view(stroke=None).configure_axis(gridColor="#EEEEEE", labelFontSize=11, titleFontSize=12).configure_legend(labelFontSize=12)
 
 # %% ../nbs/11_charts.ipynb #ff8fcd35

@@ -243,6 +243,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quiet", action="store_true", help="show no progress")
     sub = command("draw", "execute the notebook of an experiment")
     sub.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
+    sub.add_argument("--no-training", action="store_true", help="do with the records that are there")
     sub = command("keep", "copy complete results of a tier to the project's figures/", device=False)
     sub.add_argument("experiments", nargs="*", help="only these (default: all)")
     sub = command("figures", "redraw every committed figure from its records, training nothing", tier=False, device=False)
@@ -284,7 +285,7 @@ def dispatch(args: argparse.Namespace) -> int:
         else:
             torch.set_num_threads(args.threads)
             train_runs(configs, args.root, args.device, args.quiet)
-    elif args.command == "draw": draw(args.experiment, args.tier, args.root, args.device)
+    elif args.command == "draw": draw(args.experiment, args.tier, args.root, args.device, not args.no_training)
     elif args.command == "preset":
         chosen = preset(args.paper, args.task, args.model, args.variant, args.size)
         if args.save: write_atomically(args.save, json.dumps(chosen.run.to_dict(), indent=1).encode())

@@ -183,9 +183,9 @@ def collect(
 
 
 def left_out(settings: Settings, records: Mapping[str, xr.Dataset]) -> list[str]:
-    "A sentence for the face of a figure that names the runs which it lacks, or none."
+    "A sentence for the face of a figure that names the runs which it lacks, or counts them if they are many; or none."
     missing = [label for label in experiment_runs(settings.experiment, settings.tier) if label not in records]
-    return [f"Not run yet: {', '.join(missing)}."] if missing else []
+    return [f"Not run yet: {', '.join(missing) if len(missing) <= 4 else f'{len(missing)} of {len(records) + len(missing)} runs'}."] if missing else []
 
 
 def config_of(record: xr.Dataset) -> RunConfig:

@@ -81,7 +81,9 @@ finding = f"As accurate as Bayes after {last} examples: {', '.join(reached) or '
 theirs = published("park_parity_accuracy").rename(columns={"model": "who", "accuracy": "value"}).assign(line="paper")
 theirs = theirs[theirs.who.isin(list(records)) & (theirs.examples <= last)] if task.dim == 10 else None
 note = {"smoke": "This tier's models are far too small and short to learn parity.", "laptop": f"A far easier task than the paper's (d {task.dim} instead of 10): no evidence that a model cannot learn it."}.get(settings.tier, "Dashed, coloured: Park et al.")
-chart = with_face(score_chart(score_rows(numbers, [*records, "Bayes"], ["none"]), last, "accuracy", published=theirs, y_domain=(0.4, 1.02)), finding, settings.tier, [note, *left_out(settings, records)])
+stop = next(iter(runs.values())).train.stop_below
+stopped = [f"Training ended at a loss of {stop:.3f}, before a model is as good early on as it would become."] if stop else []
+chart = with_face(score_chart(score_rows(numbers, [*records, "Bayes"], ["none"]), last, "accuracy", published=theirs, y_domain=(0.4, 1.02)), finding, settings.tier, [note, *stopped, *left_out(settings, records)])
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

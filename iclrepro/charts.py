@@ -82,9 +82,10 @@ def score_chart(
               axis=alt.Axis(grid=False, values=[1, 2, 4, 8, 16, 32, 64, 128, 256, 500]) if log_x else alt.Axis(grid=False, tickMinStep=1, format="d"))
     scale = alt.Scale(type="log" if log_y else "linear", domain=list(y_domain) if y_domain else alt.Undefined, nice=False)
     y = alt.Y("value:Q", title=score_label, scale=scale)
+    legend = alt.Legend(orient="right", symbolType="stroke", symbolStrokeWidth=3, symbolSize=300, symbolOpacity=1, labelLimit=200)  # one for colour and dash
     colour = alt.Color("who:N", title=None, scale=alt.Scale(domain=shown, range=[styles[who][0] for who in shown]),
-                       legend=alt.Legend(orient="right", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, labelLimit=200))
-    dash = alt.StrokeDash("who:N", legend=None, scale=alt.Scale(domain=shown, range=[styles[who][1] for who in shown]))
+                       legend=legend)
+    dash = alt.StrokeDash("who:N", title=None, legend=legend, scale=alt.Scale(domain=shown, range=[styles[who][1] for who in shown]))
     over_all, single = rows[rows.seed == "all"], rows[rows.seed != "all"]
     base = alt.Chart(over_all).encode(x=x, color=colour)
     layers = [

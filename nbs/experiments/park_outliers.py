@@ -58,16 +58,21 @@ table.round(4)
 
 
 # %% [markdown]
-# With $c$ clean points the oracle misses $1 - c/d$ of the error without context, and nothing from $c = d$ on; among $k$ points $c$ is binomial.
+# With $c$ clean points the oracle misses $m = d - c$ directions of the weights, $1 - c/d$ of the error without context, and nothing from $c = d$ on; among $k$ points $c$ is binomial. Squared, the error is $3m(m+2)/d^2$ on average, so that its spread is known too. (A bootstrap knows nothing of a rare prompt with too few clean points that was not drawn.)
 
 # %%
-def expected(k, d, p): return sum(math.comb(k, c) * (1 - p)**c * p**(k - c) * (1 - c / d) for c in range(min(k + 1, d)))
+def expected(k, d, p):
+    "Mean and variance of the oracle's error for one prompt."
+    chances = {d - c: math.comb(k, c) * (1 - p)**c * p**(k - c) for c in range(min(k + 1, d))}  # by the number of directions missed
+    mean = sum(chance * m / d for m, chance in chances.items())
+    return mean, sum(chance * 3 * m * (m + 2) / d**2 for m, chance in chances.items()) - mean**2
 
+n_prompts = config_of(next(iter(records.values()))).exams[0].n_prompts
 for study in numbers.study.values:
     oracle, task = study_numbers(numbers, study).sel(who="Least squares, clean points", shift="none"), tasks[STUDY_TITLES[study]].task
     for k in {0, task.dim, task.n_points - 1}:
-        one = oracle.sel(examples=k)
-        assert abs(one["value"] - expected(k, task.dim, task.p)) < 5 * (one["high"] - one["low"]) / (2 * 1.645) + 1e-6
+        mean, variance = expected(k, task.dim, task.p)
+        assert abs(oracle["value"].sel(examples=k) - mean) < 5 * (variance / (n_prompts * (1 - task.p)))**0.5
 table_marks(numbers).round(3)
 
 

@@ -67,6 +67,7 @@ def score_chart(
     y_domain: tuple[float, float] | None = None,  # what lies outside is clipped
     width: int = 420, height: int = 280,
     x_label: str = "in-context examples",
+    dash_legend: bool = True,             # the legend shows dashes; a panel beside it that has colours but no dashes would bring a second legend
 ) -> alt.LayerChart:
     "Score by number of in-context examples, one panel."
     drawn = dict.fromkeys([*rows.who, *([] if published is None else published.who)])
@@ -85,7 +86,7 @@ def score_chart(
     legend = alt.Legend(orient="right", symbolType="stroke", symbolStrokeWidth=3, symbolSize=300, symbolOpacity=1, labelLimit=200)  # one for colour and dash
     colour = alt.Color("who:N", title=None, scale=alt.Scale(domain=shown, range=[styles[who][0] for who in shown]),
                        legend=legend)
-    dash = alt.StrokeDash("who:N", title=None, legend=legend, scale=alt.Scale(domain=shown, range=[styles[who][1] for who in shown]))
+    dash = alt.StrokeDash("who:N", title=None, legend=legend if dash_legend else None, scale=alt.Scale(domain=shown, range=[styles[who][1] for who in shown]))
     over_all, single = rows[rows.seed == "all"], rows[rows.seed != "all"]
     base = alt.Chart(over_all).encode(x=x, color=colour)
     layers = [

@@ -75,7 +75,7 @@ width = max(n_tokens // 25, 1)
 tokens = score_rows(numbers, list(numbers.who.values), ["new_languages"])
 tokens = tokens.assign(examples=tokens.examples // width * width + (width - 1) / 2).groupby(["who", "shift", "examples", "seed"], sort=False, as_index=False).mean()
 tokens = tokens[tokens.examples < late.stop]
-left = score_chart(tokens, late.stop, "accuracy", y_domain=(max(0.0, np.floor(20 * tokens.value.min() - 1) / 20), 1.0), width=300, x_label="tokens in context")
+left = score_chart(tokens, late.stop, "accuracy", y_domain=(max(0.0, np.floor(20 * tokens.value.min() - 1) / 20), 1.0), width=300, x_label="tokens in context", dash_legend=False)
 
 curves = numbers["loss"].sel(who=list(records)).to_dataframe().reset_index().dropna(subset="loss")
 x, y = alt.X("step:Q", title="steps of training", axis=alt.Axis(grid=False)), alt.Y("loss:Q", title="training loss, nats a symbol", scale=alt.Scale(zero=False))

@@ -82,7 +82,7 @@ def grazzi(study):
 
 def panel(study):
     task, last = tasks[STUDY_TITLES[study]].task, int(numbers["trained_to"].sel(study=study))
-    errors = score_chart(study_rows(numbers, study), last, task.score_label, grazzi(study) if task.dim == 20 else None, log_y=True, y_domain=decades(numbers, study), width=230, height=210)
+    errors = score_chart(study_rows(numbers, study), last, task.score_label, grazzi(study) if task.dim == 20 else None, log_y=True, y_domain=decades(numbers, study), width=230, height=210, dash_legend=False)
     title = alt.TitleParams(STUDY_TITLES[study][0].upper() + STUDY_TITLES[study][1:], subtitle=f"d = {task.dim}", fontSize=12, anchor="start")
     return alt.vconcat(errors.properties(title=title), flops_chart(numbers, study, width=230))
 

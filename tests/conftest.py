@@ -1,6 +1,7 @@
 """What several test files ask for."""
 import pytest
 import torch
+from smoke_tier import smoke  # noqa: F401 a fixture
 
 pytest.register_assert_rewrite("attention_cases", "fused_cases")  # so that what fails there shows its values
 

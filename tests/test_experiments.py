@@ -1,5 +1,6 @@
 """What an experiment is made of: studies and their runs, yardsticks that are asked once, and what a stored figure rests on."""
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -123,6 +124,23 @@ def test_a_stored_figure_rests_on_stored_records(name, tier):
         assert json.loads(numbers.attrs["commits"])[label] == record.attrs["commit"]
     for file in json.loads(numbers.attrs["baselines"]): assert (home / file).exists()
     assert minutes(shown_runs(name, tier)) > 0
+
+
+WANTED = [f"Grazzi et al., Fig. {number}" for number in (1, 2, 3, 4, 5, 8, 9, 10, 11, 12)] + ["Park et al., Table 1"] + [
+    f"Park et al., {what}" for what in ("regression and tree curves", "regression by training FLOPs", "outlier regression", "sparse parity, evaluation", "sparse parity, convergence", "chain-of-thought figure", "formal languages")]
+
+
+@pytest.mark.parametrize("what", WANTED)
+def test_a_figure_of_the_papers_is_found_with_its_notebook_picture_records_and_command(what):
+    "Two steps from a figure's number: its row in README's table, and what stands there."
+    readme = (ROOT / "README.md").read_text().splitlines()
+    rows = [line for line in readme if re.match(rf"\| {re.escape(what)}(?!\d)", line)]
+    assert rows, what
+    for row in rows:
+        name = re.search(r"\(nbs/experiments/(\w+)\.ipynb\)", row)[1]
+        assert f"make reproduce ONLY={name}" in row and re.search(r"\| [\d.]+ \|$", row), row
+        for path in re.findall(r"\]\(([\w/.]+)\)", row): assert (ROOT / path).exists()
+        assert f"(figures/{name}/laptop.svg)" in row and all(find_record(config, ROOT / COMMITTED) is not None for config in experiment_runs(name, "laptop").values())
 
 
 def test_the_table_of_figures_leads_to_notebooks_and_pictures():

@@ -7,19 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
-from iclrepro.cli import draw
 from iclrepro.experiments import (COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
                                   experiment_runs, learnt_loss, median_steps, published, task_runs)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset, save_dataset
-from iclrepro.runs import RunConfig, run
+from iclrepro.runs import run
 from iclrepro.tasks import Curriculum, SparseParity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -236,24 +234,21 @@ def test_claims_ask_experiments_that_exist_for_models_that_they_have():
 
 
 @pytest.mark.parametrize("name", ["sparse_parity", "park_parity_convergence"])
-def test_a_notebook_draws_from_nothing(name, tmp_path):
-    draw(name, "smoke", str(tmp_path))
-    stem = tmp_path / name / "smoke"
+def test_a_notebook_draws_from_nothing(name, smoke):
+    stem = smoke.root / name / "smoke"
     verdicts = json.loads(stem.with_suffix(".verdicts.json").read_text())
     assert verdicts.keys() == {claim for claim, entry in CLAIMS.items() if entry.experiment == name} and {entry["verdict"] for entry in verdicts.values()} == {UNDECIDED}
     numbers, svg = load_dataset(f"{stem}.nc"), stem.with_suffix(".svg").read_text()
     assert "Tier: smoke" in svg and all(title in svg for title in {label.rsplit(", ", 1)[0] if name != "sparse_parity" else label for label in experiment_runs(name, "smoke")})
-    record = load_dataset(tmp_path / "runs" / experiment_runs(name, "smoke")[list(experiment_runs(name, "smoke"))[1]].folder / "record.nc")
+    record = load_dataset(smoke.root / "runs" / experiment_runs(name, "smoke")[list(experiment_runs(name, "smoke"))[1]].folder / "record.nc")
     if name == "sparse_parity": np.testing.assert_array_equal(numbers["value"].sel(who="Mamba", shift="none"), record["pooled"].sel(shift="none"))
     else: np.testing.assert_allclose(numbers["lowest_loss"].isel(label=1), record["loss"].min("step"))
 
 
 @pytest.fixture(scope="module")
-def disagreeing(tmp_path_factory):
-    "The notebook of disagreements, drawn from nothing at the smallest tier."
-    root = tmp_path_factory.mktemp("disagreeing")
-    draw("disagreements", "smoke", str(root))
-    return root
+def disagreeing(smoke):
+    "The smallest tier, runs and all."
+    return smoke.root
 
 
 def test_the_notebook_of_disagreements_draws_from_nothing(disagreeing):

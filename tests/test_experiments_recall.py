@@ -11,8 +11,6 @@ import xarray as xr
 from iclrepro.charts import MODEL_COLOURS
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, fails_to_recall, faster_and_higher, judge_all, label_of, learns_chain, more_accurate_chain,
                              more_sensitive_chain, recalls, settled_accuracy, steps_to_reach, width_helps_to_recall)
-from iclrepro.cli import draw
-from iclrepro.evaluation import as_examinee, take
 from iclrepro.experiments import TASK_SIZES, TIERS, Settings, config_of, experiment_runs, join_studies, published, task_runs
 from iclrepro.models import TITLES, SequenceModel
 from iclrepro.presets import preset
@@ -246,11 +244,9 @@ def test_joined_studies_keep_every_number(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    "The three notebooks at the smallest tier, runs and all."
-    root = tmp_path_factory.mktemp("drawn")
-    for name in NAMES: draw(name, "smoke", str(root))
-    return root
+def drawn(smoke):
+    "The smallest tier, runs and all."
+    return smoke.root
 
 
 @pytest.mark.parametrize("name", NAMES)

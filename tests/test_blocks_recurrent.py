@@ -10,12 +10,12 @@ from test_blocks_models import (  # noqa: F401
 from transformers import RwkvConfig, RwkvForCausalLM, RwkvModel
 from transformers.models.rwkv.modeling_rwkv import RwkvBlock, RwkvFeedForward, RwkvSelfAttention
 
-from iclrepro.blocks import LSTM, RWKVChannel, RWKVTime, reset_orthogonal, token_shift
+from iclrepro.blocks import LSTM, RWKVChannel, RWKVTime, reset_orthogonal
 from iclrepro.models import ModelConfig, architecture, build_model
 from iclrepro.prompts import Draws
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import TrainConfig, Training
-from iclrepro.wkv import wkv, wkv_loop, wkv_torch
+from iclrepro.wkv import token_shift, token_shift_torch, wkv, wkv_loop, wkv_torch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = pytest.mark.parametrize("cls", [RWKVTime, RWKVChannel, LSTM])
@@ -93,14 +93,15 @@ def test_memory_for_the_backward_pass_is_linear_in_the_length(function):
     assert saved(512) < 2.2 * saved(256) and saved(512) < 40 * 4 * 2 * 512 * 4
 
 
-def test_token_shift_mixes_with_the_token_before():
+@pytest.mark.parametrize("shift", [token_shift, token_shift_torch])
+def test_token_shift_mixes_with_the_token_before(shift):
     x, mu = Draws(1).normal(2, 5, 3), Draws(2).uniform(2, 3)
-    mixed = token_shift(x, mu)
-    assert mixed.shape == (2, 2, 5, 3)
-    for kind in range(2):
+    mixed = shift(x, mu)
+    assert len(mixed) == 2
+    for kind, mixture in enumerate(mixed):
         for t in range(5):
             before = x[:, t - 1] if t else torch.zeros(2, 3)
-            assert torch.allclose(mixed[kind, :, t], mu[kind] * x[:, t] + (1 - mu[kind]) * before, atol=1e-6)
+            assert torch.allclose(mixture[:, t], mu[kind] * x[:, t] + (1 - mu[kind]) * before, atol=1e-6)
 
 
 def rwkv_weights(time, channel):

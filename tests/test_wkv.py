@@ -7,8 +7,9 @@ import torch
 
 from iclrepro import wkv as module
 from iclrepro import wkv_cuda as cuda
+from iclrepro import wkv_numba as numba
 from iclrepro.prompts import Draws
-from iclrepro.wkv import BACKENDS, wkv, wkv_errors, wkv_loop
+from iclrepro.wkv import BACKENDS, squared_relu, squared_relu_torch, token_shift, token_shift_torch, wkv, wkv_errors, wkv_loop
 from iclrepro.wkv_numba import wkv_numba
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +53,95 @@ def vanishes(length):
 
 def assert_small(errors, tolerance, length=9):
     assert {name for name, error in errors.items() if error > tolerance} <= vanishes(length)
+
+
+@pytest.fixture(params=["numba", "cuda", "cuda backwards"])
+def around(request, folder, monkeypatch):
+    "Token shift and squared ReLU of a backend."
+    if request.param == "numba": return numba.token_shift_numba, numba.squared_relu_numba
+    emulate(folder, monkeypatch, request.param == "cuda backwards")
+    return cuda.token_shift_cuda, cuda.squared_relu_cuda
+
+
+def shift_loop(x, mu):
+    "Token by token, kind by kind."
+    nothing = torch.zeros_like(x[:, 0])
+    return tuple(torch.stack([share * x[:, t] + (1 - share) * (x[:, t - 1] if t else nothing) for t in range(x.shape[1])], 1) for share in mu)
+
+
+def found(function, leaves, dtype):
+    "Outputs and gradients of differently weighted sums of them."
+    leaves = [x.detach().to(dtype).requires_grad_() for x in leaves]
+    outs = function(*leaves)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    total = sum((out.double() * torch.cos(i + torch.arange(out.numel(), dtype=torch.float64)).view_as(out)).sum() for i, out in enumerate(outs))
+    return [out.detach() for out in outs] + list(torch.autograd.grad(total, leaves))
+
+
+def assert_near(ours, exact, tolerance=2e-6):
+    for a, b in zip(ours, exact, strict=True): assert a.shape == b.shape and (a.double() - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+@pytest.mark.parametrize("batch, length, channels", [(2, 1, 6), (3, 17, 35), (2, 16, 64), (1, 70, 4), (5, 33, 1)])
+def test_token_shift_is_its_loop(around, batch, length, channels, kinds):
+    draws = Draws(length)
+    leaves = draws.normal(batch, length, channels), draws.normal(kinds, channels)  # not only between 0 and 1: nothing holds a trained mu there
+    exact = found(shift_loop, leaves, torch.float64)
+    assert_near(found(around[0], leaves, torch.float32), exact)
+    assert_near(found(token_shift_torch, leaves, torch.float32), exact)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 7), (2, 2049), (4, 33, 64)])
+def test_squared_relu_is_its_definition(around, shape):
+    x = Draws(2).normal(*shape)
+    exact = found(lambda x: torch.where(x > 0, x * x, 0 * x), [x + 0.5], torch.float64)
+    assert_near(found(around[1], [x + 0.5], torch.float32), exact)
+    assert_near(found(squared_relu_torch, [x + 0.5], torch.float32), exact)
+
+
+def test_members_strides_nan_and_nothing(around):
+    shift, square = around
+    draws = Draws(4)
+    x, mu = draws.normal(3, 2, 9, 6), draws.normal(3, 2, 6)
+    mapped = found(lambda x, mu: tuple(torch.vmap(shift)(x, mu)), (x, mu), torch.float32)
+    assert_near(mapped, found(lambda x, mu: tuple(torch.vmap(shift_loop)(x, mu)), (x, mu), torch.float64))
+    for together, alone in zip(mapped[:2], zip(*(shift(*member) for member in zip(x, mu)))): assert torch.equal(together, torch.stack(alone))
+    assert torch.equal(torch.vmap(square)(x), torch.stack([square(member) for member in x]))
+    wide, turned = torch.full((2, 9, 13), torch.nan), x[0].transpose(0, 1).contiguous().transpose(0, 1)
+    wide[..., 7:] = x[0]
+    for same in (wide[..., 7:], turned):
+        assert torch.equal(square(same), square(x[0])) and all(torch.equal(a, b) for a, b in zip(shift(same, mu[0]), shift(x[0], mu[0])))
+    broken = x[0].clone()
+    broken[1, 3, 2] = torch.nan
+    assert square(broken).isnan().sum() == 1 and shift(broken, mu[0])[0].isnan().nonzero().tolist() == [[1, 3, 2], [1, 4, 2]]
+    assert square(x[0][:0]).shape == (0, 9, 6) and shift(x[0][:0], mu[0])[1].shape == (0, 9, 6)
+    for call, leaves in ((lambda x, mu: shift(x, mu)[0], (x[0], mu[0])), (square, (x[0],))):
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        with pytest.raises(RuntimeError, match="first derivatives only"): torch.autograd.grad(call(*leaves).sum(), leaves, create_graph=True)
+
+
+def test_what_stands_around_the_average_in_bfloat16(emulated):
+    draws = Draws(4)
+    x, mu = draws.normal(2, 19, 8).bfloat16(), draws.uniform(2, 8)
+    leaves = [x.requires_grad_(), mu.requires_grad_()]
+    for shift in (cuda.token_shift_cuda, token_shift_torch):
+        outs = shift(*leaves)
+        gradients = torch.autograd.grad(sum(out.float().square().sum() for out in outs), leaves)
+        assert [t.dtype for t in (*outs, *gradients)] == [torch.bfloat16] * 3 + [torch.float32]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        true = shift_loop(*exact)
+        assert_near([*outs, *gradients], [*true, *torch.autograd.grad(sum(out.square().sum() for out in true), exact)], 1e-2)
+    assert cuda.squared_relu_cuda(x).dtype == torch.bfloat16
+    assert_near([cuda.squared_relu_cuda(x)], [squared_relu_torch(x.double())], 1e-2)
+
+
+def test_the_dispatch_of_what_stands_around_the_average():
+    x, mu = Draws(1).normal(2, 5, 3), Draws(2).uniform(3, 3)
+    assert torch.equal(squared_relu(x), numba.squared_relu_numba(x)) and squared_relu(x.double()).dtype == torch.float64
+    assert all(torch.equal(a, b) for a, b in zip(token_shift(x, mu), numba.token_shift_numba(x, mu))) and token_shift(x.double(), mu.double())[0].dtype == torch.float64
+    for given, message in (((x, mu[:, :2]), r"mu has shape \(3, 2\)"), ((x[0], mu), r"x has shape \(5, 3\)"), ((x, torch.ones(4, 3)), "at most 3 kinds"), ((x, mu.double()), "mu is torch.float64")):
+        with pytest.raises(ValueError, match=message): token_shift(*given)
 
 
 @SHAPES

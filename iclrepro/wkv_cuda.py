@@ -209,7 +209,7 @@ def wkv_cuda(
     "`wkv_loop`, fused, on a GPU; state and sums in float32. Gradients are added in a fixed order."
     return _Average.apply(k, v, decay.float().exp()[None], bonus.float()[None], torch.is_grad_enabled())[0]
 
-# %% ../nbs/03m_token_shift.ipynb #f77320a7
+# %% ../nbs/03n_token_shift_cuda.ipynb #c2d8f509
 _SHIFT = r"""
 constexpr int TOKENS = 16, THREADS = 128;
 struct Shift {
@@ -292,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(256) square(const Square p) {
 }
 """
 
-# %% ../nbs/03m_token_shift.ipynb #57c87079
+# %% ../nbs/03n_token_shift_cuda.ipynb #d7059a42
 class _Shift(torch.autograd.Function):
     """x (members * batch, length, channels), mu (members, kinds, channels) with up to 3 kinds."""
     @staticmethod

@@ -665,8 +665,8 @@ def not_run(settings: Settings, records: Mapping[str, xr.Dataset]) -> list[str]:
 
 
 def regression_curves_runs(tier: str) -> dict[str, RunConfig]:
-    "Four tasks by the three architectures and by those without selection, S4 and S4-Mamba; on a laptop these learn lines and trees only, in the smallest tier lines."
-    without_selection = {"smoke": REGRESSION_STUDIES[:1], "laptop": ("linear_regression", "decision_tree")}.get(tier, REGRESSION_STUDIES)
+    "Four tasks by the three architectures and by those without selection, S4 and S4-Mamba; in the smaller tiers these learn lines only."
+    without_selection = REGRESSION_STUDIES if tier in ("gpu", "paper") else REGRESSION_STUDIES[:1]
     return runs_on({study: TABLE_MODELS + (("s4", "s4_mamba") if study in without_selection else ()) for study in REGRESSION_STUDIES}, tier)
 
 
@@ -906,9 +906,9 @@ TASK_SIZES |= {"chain_of_thought": chain_sizes(), "chain_of_thought_narrow": cha
 
 
 def chain_runs(tier: str) -> dict[str, RunConfig]:
-    "Both panels, by model, size and k; MambaFormer in the middle of both only."
-    runs = {}
-    for study, size in (("", "small"), ("_narrow", "small"), ("_wide", "small"), ("_tiny", "tiny"), ("_standard", "standard")):
+    "Both panels, by model, size and k; MambaFormer in the middle of both only, and no standard size on a laptop."
+    runs, studies = {}, (("", "small"), ("_narrow", "small"), ("_wide", "small"), ("_tiny", "tiny"), ("_standard", "standard"))
+    for study, size in studies[:-1] if tier == "laptop" else studies:
         models = ("transformer", "mamba") if study else ("transformer", "mamba", "mambaformer")
         for title, config in task_runs(f"chain_of_thought{study}", tier, models).items(): runs[f"{title}, {size}, k {config.train.task.hidden}"] = config
     return runs

@@ -802,15 +802,25 @@ def most_common_answer(
     return _in_chunks(lambda x: F.pad(F.one_hot(x[:, 2::4], task.d_in).float().cumsum(1)[:, :-1], (0, 0, 1, 0)), x.shape[1] * task.d_in, x)
 
 # %% ../nbs/06e_baselines_mappings.ipynb #26daedc8
-def oracle_on_facts(n_examples: int, n_attributes: int) -> float:
-    "Expected accuracy of the oracle on facts of two values in a shared label language, over worlds, after one example or more. Raises `ValueError` for none."
+def oracle_on_facts(n_examples: int, n_attributes: int, n_values: int) -> float:
+    "Expected accuracy of the oracle on facts in a shared label language, over worlds, after one example or more. Raises `ValueError` for none."
     if n_examples < 1: raise ValueError(f"n_examples is {n_examples}: before the first example the label language is not known, so it must be at least 1")
 
-    def right(others: int) -> float:
-        return sum(math.comb(others, x) / 2**others * (1.0 if 2 * x + 1 > others else 0.5 if 2 * x + 1 == others else 0.0) for x in range(others + 1))
+    def times(a: list[float], b: list[float], longest: int) -> list[float]:  # polynomials, lowest power first
+        return [math.fsum(a[i] * b[n - i] for i in range(max(0, n - len(b) + 1), min(n, len(a) - 1) + 1)) for n in range(min(longest, len(a) + len(b) - 2) + 1)]
 
-    still = 2.0**-n_examples
-    return sum(math.comb(n_attributes - 1, others) * still**others * (1 - still) ** (n_attributes - 1 - others) * right(others) for others in range(n_attributes))
+    def right(votes: int, rest: int) -> float:  # times n_values ** (votes - 1 + rest): how many of so many spreads win, ties in part
+        total = 0.0
+        for ties in range(min(n_values - 1, rest // votes) + 1):
+            spreads = [1.0]
+            for _ in range(n_values - 1 - ties): spreads = times(spreads, [1 / math.factorial(i) for i in range(votes)], rest)
+            left = rest - ties * votes
+            if left < len(spreads): total += math.comb(n_values - 1, ties) * math.factorial(rest) * spreads[left] / math.factorial(votes) ** ties / (1 + ties)
+        return total
+
+    still = float(n_values) ** -n_examples
+    among = lambda others: sum(math.comb(others, x) * right(1 + x, others - x) for x in range(others + 1)) / n_values**others
+    return sum(math.comb(n_attributes - 1, others) * still**others * (1 - still) ** (n_attributes - 1 - others) * among(others) for others in range(n_attributes))
 
 # %% ../nbs/06e_baselines_mappings.ipynb #4532a62e
 BASELINES.update({

@@ -1145,7 +1145,7 @@ def _mapping_size(task: FewShotMappings, n_heads: int, steps: int, lr: float, te
     return Size(task, Curriculum.constant(task), 1, 1, 16, n_heads, steps, lr, test_points, seeds, **_EXAMS | options)
 
 
-_LANGUAGE = FewShotMappings(dim=640, n_points=32, n_rare=128)
+_LANGUAGE = FewShotMappings(dim=640, n_points=32, n_rare=128, n_attributes=16)
 TASK_SIZES["few_shot_mappings"] = {
     "smoke": _mapping_size(FewShotMappings(dim=40, n_points=5, n_rare=20, n_forms=4, n_attributes=4, n_label_languages=3, most_tasks=2), 2, 20, 3e-3, 17, (0, 1), n_prompts=64, log_every=10, batch_size=16),
     "laptop": _mapping_size(FewShotMappings(dim=128, n_points=16, n_rare=61, n_forms=5, n_attributes=8, n_label_languages=3, most_tasks=2), 4, 2000, 3e-3, 61, (0, 1), n_prompts=256, batch_size=16),
@@ -1157,7 +1157,9 @@ TASK_SIZES["few_shot_mappings"] = {
 def architecture_runs(tier: str) -> dict[str, RunConfig]:
     "The language models of a tier, by title."
     runs = {}
-    for name, (layers, width) in MAPPING_SHAPES[tier].items(): runs |= task_runs("few_shot_mappings", tier, (name,), n_layers=layers, d_model=width)
+    for name, (layers, width) in MAPPING_SHAPES[tier].items():
+        start = {"init": "mamba"} if name.startswith("transformer") else {}  # PyTorch's, as the others but RWKV have
+        runs |= task_runs("few_shot_mappings", tier, (name,), n_layers=layers, d_model=width, **start)
     return runs
 
 

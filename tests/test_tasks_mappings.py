@@ -262,18 +262,20 @@ def test_a_text_that_no_task_fits_gets_no_vote():
     assert (mapping_oracle(spoilt, SMALL)[:, 1:] == 0).all() and (mapping_oracle(spoilt, SMALL)[:, 0] > 0).any()
 
 
+@pytest.mark.parametrize("m", [2, 3, 5])
 @pytest.mark.parametrize("K", [1, 2, 7])
-def test_the_closed_form_is_a_simulation(K):
+def test_the_closed_form_is_a_simulation(K, m):
     "Random tables and a vote by hand, sharing nothing with the oracle or the task."
-    rng, n_trials = np.random.default_rng(K), 40_000
-    shown = rng.integers(2, size=(n_trials, 6, K))  # examples' attributes; attribute 0 is asked
-    query = rng.integers(2, size=(n_trials, K))
+    rng, n_trials = np.random.default_rng([K, m]), 40_000
+    shown = rng.integers(m, size=(n_trials, 6, K))  # examples' attributes; attribute 0 is asked
+    query = rng.integers(m, size=(n_trials, K))
     for n in (1, 2, 5):
         alive = (shown[:, :n] == shown[:, :n, :1]).all(1)
-        ayes, noes = (alive & (query == 1)).sum(1), (alive & (query == 0)).sum(1)
-        right = np.where(ayes == noes, 0.5, (ayes > noes) == (query[:, 0] == 1))
-        near(right.mean(), oracle_on_facts(n, K), max(right.std(), 1e-9) / math.sqrt(n_trials) + 1e-12, f"{n} examples, {K} attributes")
-    assert oracle_on_facts(1, 1) == 1 and oracle_on_facts(60, 9) == pytest.approx(1)
+        count = np.stack([(alive & (query == value)).sum(1) for value in range(m)], 1)
+        best = count == count.max(1, keepdims=True)
+        right = best[np.arange(n_trials), query[:, 0]] / best.sum(1)
+        near(right.mean(), oracle_on_facts(n, K, m), max(right.std(), 1e-9) / math.sqrt(n_trials) + 1e-12, f"{n} examples, {K} attributes of {m} values")
+    assert oracle_on_facts(1, 1, m) == 1 and oracle_on_facts(60, 9, m) == pytest.approx(1)
 
 
 def test_the_most_common_answer_is_a_counter():
@@ -287,7 +289,7 @@ REFUSED = {
     "words of three": (lambda: mapping_oracle(torch.zeros(2, 7, dtype=torch.int64), SMALL), r"x is torch.int64 \(2, 7\): it must be an int64 tensor"),
     "no integers": (lambda: most_common_answer(torch.zeros(2, 8), SMALL), "x is torch.float32"),
     "no tensor": (lambda: mapping_oracle([1, 2], SMALL), "x is list"),
-    "no example": (lambda: oracle_on_facts(0, 4), "n_examples is 0"),
+    "no example": (lambda: oracle_on_facts(0, 4, 2), "n_examples is 0"),
     "one form": (lambda: FewShotMappings(n_forms=1), "n_forms is 1: it must be at least 2"),
     "no attribute": (lambda: FewShotMappings(n_attributes=0), "n_attributes is 0"),
     "one value": (lambda: FewShotMappings(n_values=1), "n_values is 1"),

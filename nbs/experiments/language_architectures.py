@@ -65,14 +65,14 @@ table = pd.DataFrame({title: {who: mean_accuracy(numbers, who, *asked).mean() fo
 table.round(3)
 
 # %% [markdown]
-# The oracle's curve is known: one example settles a form; what it makes of facts with two values is a sum.
+# The oracle's curve is known: one example settles a form; what it makes of facts is a sum.
 
 # %%
 oracle = numbers["value"].sel(who="Oracle")
 n_asked = min(256, exam.n_prompts)
 assert (oracle.sel(shift=[f"forms_{condition}" for condition in CONDITIONS]).isel(examples=slice(1, None)) == 1).all()
 for k in (1, trained_to):
-    expected = oracle_on_facts(k, task.n_attributes)
+    expected = oracle_on_facts(k, task.n_attributes, task.n_values)
     measured = oracle.sel(shift=[f"facts_{condition}" for condition in CONDITIONS], examples=k).mean().item()
     assert abs(measured - expected) < 4 * (expected * (1 - expected) / (4 * n_asked)) ** 0.5 + 0.08, (k, measured, expected)  # the last term: one world, few narrow tasks
 

@@ -13,7 +13,7 @@
 # **The claims.** Mamba outperforms RWKV at comparable size, is on par with Transformers, and profits from more examples. The paper says so of pretrained models, whose data and sizes differ. Whether a model keeps its accuracy beyond the training length is our own question.
 #
 # A line of a document is `word -> answer`. Two families of tasks: *forms* write the word's concept in another form, *facts* write the value of one of its attributes as a label. Trained tasks are those that training shows with frequent words only; held-out tasks it never shows. Trained words are the frequent ones; held-out words are the rare ones, which training shows in other tasks.
-# So in three of four conditions no line of the prompt has ever been seen, nor one like it.
+# So in three of four conditions no line of the prompt has ever been seen in training.
 
 # %% tags=["parameters"]
 tier = "laptop"       # smoke, laptop, gpu or paper

@@ -1149,8 +1149,8 @@ _LANGUAGE = FewShotMappings(dim=640, n_points=32, n_rare=128, n_attributes=8)
 TASK_SIZES["few_shot_mappings"] = {
     "smoke": _mapping_size(FewShotMappings(dim=40, n_points=5, n_rare=20, n_forms=4, n_attributes=4, n_label_languages=3, most_tasks=2), 2, 20, 3e-3, 17, (0, 1), n_prompts=64, log_every=10, batch_size=16),
     "laptop": _mapping_size(FewShotMappings(dim=90, n_points=11, n_rare=41, n_forms=5, n_attributes=4, n_label_languages=3, most_tasks=2), 4, 3000, 2e-3, 41, (0, 1), n_prompts=256, batch_size=16),
-    "gpu": _mapping_size(_LANGUAGE, 6, 15_000, 1e-3, 128, (0, 1), batch_size=32, precision="tf32"),
-    "paper": _mapping_size(_LANGUAGE, 6, 45_000, 1e-3, 128, (0, 1, 2), batch_size=32, precision="tf32"),
+    "gpu": _mapping_size(_LANGUAGE, 6, 10_000, 1e-3, 128, (0, 1), batch_size=32, precision="tf32"),
+    "paper": _mapping_size(_LANGUAGE, 6, 30_000, 1e-3, 128, (0, 1, 2), batch_size=32, precision="tf32"),
 }
 
 

@@ -15,6 +15,6 @@ setup(
     packages=[project["lib_path"]],
     python_requires=f">={project['min_python']}",
     install_requires=project["requirements"].split(),
-    extras_require={extra: project[f"{extra}_requirements"].split() for extra in ("dev", "baselines", "cuda")},
+    extras_require={extra: project[f"{extra}_requirements"].split() for extra in ("dev", "baselines", "language", "cuda")},
     entry_points={"console_scripts": project["console_scripts"].split()},
 )

@@ -27,6 +27,7 @@ import torch
 from .batch import device_list, read_configs, train_and_show
 from .claims import judge_all, ledger
 from .experiments import COMMITTED, EXPERIMENTS, TIERS, experiment_runs, project_root
+from .language import LanguageRun
 from .models import TITLES
 from .progress import Display, clock, tell_in
 from .prompts import lookup
@@ -87,6 +88,7 @@ def chosen_runs(args: argparse.Namespace) -> list[RunConfig]:
     if args.config: return [override(config, args.set) for path in args.config for config in read_configs(path)]
     runs = runs_at(args.tier, [args.experiment] if args.experiment else [])
     if args.run: return [override(lookup(runs, folder, f"run of tier {args.tier}"), args.set) for folder in args.run]
+    if args.experiment and not runs: raise ValueError(f"{args.experiment} trains nothing at tier {args.tier}: `iclrepro draw {args.experiment} --tier {args.tier}` makes its evaluations")
     for model in args.model:
         lookup(TITLES, model, "model")
         if args.experiment and not any(runs_model(config, model) for config in runs.values()): raise ValueError(f"{args.experiment} has no model {model} at tier {args.tier}: its runs are {', '.join(runs)}")
@@ -136,14 +138,14 @@ def redraw_one(root: str, name: str, tier: str) -> str:
 
 # %% ../nbs/14_cli.ipynb #90dac106
 def keep(tier: str, root: str, experiments: Iterable[str] = ()) -> None:
-    """Copy results of a tier, of all or some experiments, from `root` to the project's `figures/`: what is shown, and the runs and baselines that it rests on.
+    """Copy results of a tier, of all or some experiments, from `root` to the project's `figures/`: what is shown, and the runs, evaluations and baselines that it rests on.
     Raises `FileNotFoundError` for a missing file before anything is copied."""
     source, target, files = Path(root), project_root() / COMMITTED, []
     for name in chosen_experiments(tier, experiments):
         files += [f"{name}/{tier}{ending}" for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json")]
         rests_on = load_dataset(source / name / f"{tier}.nc").attrs
-        folders = [RunConfig.from_dict(run).folder for run in json.loads(rests_on["runs"]).values()]
-        here = [f"runs/{folder}/{file}" for folder in folders for file in ("record.nc", "cost.json")] + json.loads(rests_on["baselines"])
+        folders = [f"runs/{RunConfig.from_dict(run).folder}" for run in json.loads(rests_on["runs"]).values()] + [f"language/{LanguageRun.from_dict(run).folder}" for run in json.loads(rests_on.get("evaluations", "{}")).values()]
+        here = [f"{folder}/{file}" for folder in folders for file in ("record.nc", "cost.json")] + json.loads(rests_on["baselines"])
         files += [file for file in here if (source / file).exists() or not (target / file).exists()]  # what was taken from the project is there
     contents = {file: (source / file).read_bytes() for file in dict.fromkeys(files)}
     for file, content in contents.items(): write_atomically(target / file, content)
@@ -158,7 +160,7 @@ def summary(tier: str, root: str) -> str:
         table = pd.read_csv(f"{stem}.csv", index_col=0)
         parts += ["", f"{experiment.title} ({name}, tier {tier})", table.to_string(float_format=lambda value: f"{value:.3g}"), ""]
         for _, row in ledger(judge_all(root, name, (tier,))).iterrows(): parts += [f"  {row.verdict.upper()}: {row.claim}", f"    {row.evidence}"]
-        parts.append(f"  figure: {stem}.svg")
+        parts += [f"  {missing}" for missing in [load_dataset(f"{stem}.nc").attrs.get("not_asked")] if missing] + [f"  figure: {stem}.svg"]
     return "\n".join(parts)
 
 
@@ -203,6 +205,8 @@ from .batch import save_configs, train_together
 from .benchmarks import BENCHMARKS, add_rows
 from .catalogue import CATALOGUE
 from .claims import save_verdicts, to_markdown
+from .experiments import experiment_evaluations
+from .language import find_language_record
 from .models import SIZES
 from .parallel import under_torchrun
 from .presets import PAPERS, VARIANTS, preset
@@ -311,8 +315,10 @@ def dispatch(args: argparse.Namespace) -> int:
     else:
         for name, experiment in EXPERIMENTS.items():
             print(f"{name}: {experiment.title}; tiers {', '.join(experiment.tiers)}")
-            for config in experiment_runs(name, args.tier).values() if args.tier in experiment.tiers else []:
-                print(f"  {'complete' if find_record(config, args.root) is not None else 'to do   '}  {config.folder}")
+            if args.tier not in experiment.tiers: continue
+            state = lambda record: "complete" if record is not None else "to do   "
+            for config in experiment_runs(name, args.tier).values(): print(f"  {state(find_record(config, args.root))}  {config.folder}")
+            for run in experiment_evaluations(name, args.tier).values(): print(f"  {state(find_language_record(run, args.root))}  language/{run.folder}")
     return 0
 
 

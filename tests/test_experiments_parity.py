@@ -151,7 +151,8 @@ def test_the_gpu_tier_has_the_papers_sizes_and_the_same_task():
     assert list(runs) == list(paper) and [SIZES[f"parity_{i}"]["d_model"] for i in (1, 2, 3, 4)] == [64, 128, 128, 256]
     for label in runs:
         a, b = runs[label].train, paper[label].train
-        assert replace(a, steps=b.steps, seeds=b.seeds, precision=b.precision) == b and a.steps == 150_000 and b.steps == 500_001
+        assert replace(a, steps=b.steps, seeds=b.seeds, precision=b.precision, stop_below=b.stop_below) == b and a.stop_below <= b.stop_below and b.steps == 500_001
+        assert a.steps <= 75_000 or label.startswith(("Mamba, ", "MambaFormer, ")), "what is late is waited for as long as a claim needs"
     assert set(published("park_parity_convergence").model.replace("Transformer w/ initial Mamba", "Transformer with initial Mamba")) | {LARGE_POSITIONS} == {label.rsplit(", ", 1)[0] for label in runs}
     sizes = {f"{row.layers} x {row.width}" for row in published("park_parity_convergence").itertuples()}
     assert sizes == {label.rsplit(", ", 1)[1] for label in runs}

@@ -12,23 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-import torch
 import xarray as xr
 
-from .baselines import BASELINES
-from .evaluation import Exam, as_baseline_examinee, summarise, take
 from .language import LanguageRun
 from .models import TITLES, model_for
 from .presets import exam_of
 from .probing import Probe
 from .prompts import lookup
-from .results import exam_dataset, load_dataset, provenance, save_dataset
 from .runs import Report, RunConfig, check_device, find_record, load_cost, run
-from .tasks import PAPER_CURRICULA, Curriculum, LinearRegression, Ramp, Task, task_to_dict
-from .training import TrainConfig, content_hash
+from .tasks import PAPER_CURRICULA, Curriculum, LinearRegression, Ramp, Task
+from .training import TrainConfig
 
 # %% ../nbs/12_experiments.ipynb #ba567698
 TIERS = ("smoke", "laptop", "gpu", "paper")
@@ -157,8 +153,10 @@ def project_root() -> Path:
 
 def listed(names: str | Sequence[str]) -> tuple[str, ...]:
     "Names from a list, or from a text such as `a, b` or `[\"a\", \"b\"]`: papermill's `-p` knows texts only. Raises `ValueError` for anything else."
-    try: chosen = json.loads(names) if isinstance(names, str) and names.startswith("[") else [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
-    except json.JSONDecodeError: chosen = None
+    chosen = names
+    if isinstance(names, str):
+        try: chosen = json.loads(names)
+        except json.JSONDecodeError: chosen = [name.strip() for name in names.split(",") if name.strip()]
     if not isinstance(chosen, list | tuple) or not all(isinstance(name, str) for name in chosen): raise ValueError(f"models is {names!r}: it must be a list of names, such as [\"SmolLM2-135M\"]")
     return tuple(chosen)
 
@@ -229,7 +227,26 @@ def costs(settings: Settings, records: Mapping[str, xr.Dataset]) -> pd.DataFrame
                        "training FLOPs": f"{record.attrs['training_flops']:.1e}", "device": cost["device"]}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/12_experiments.ipynb #03c57a1a
+# %% ../nbs/12_numbers.ipynb #2a0a7bde
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+import xarray as xr
+
+from .baselines import BASELINES
+from .evaluation import Exam, as_baseline_examinee, summarise, take
+from .prompts import lookup
+from .results import exam_dataset, load_dataset, provenance, save_dataset
+from .runs import RunConfig
+from .tasks import Task, task_to_dict
+from .training import content_hash
+
+# %% ../nbs/12_numbers.ipynb #a4b4c74d
 class Yardstick(NamedTuple):
     """A baseline by name, and how much it is asked."""
     name: str                 # a name in BASELINES
@@ -265,7 +282,7 @@ def baseline_scores(yardstick: Yardstick, config: RunConfig, root: Path) -> xr.D
     save_dataset(scores, root / name)
     return scores
 
-# %% ../nbs/12_experiments.ipynb #de8ce760
+# %% ../nbs/12_numbers.ipynb #4565cdb3
 def standing_on(settings: Settings, records: Mapping[str, xr.Dataset], baselines: Sequence[str] = (), evaluations: Mapping[str, xr.Dataset] = {}) -> dict[str, str]:
     "Attributes for an experiment's numbers: the runs, the files of baselines and, where there are any, the evaluations of language models that they rest on."
     as_json = lambda records, read: json.dumps({label: read(record.attrs) for label, record in records.items()}, sort_keys=True)

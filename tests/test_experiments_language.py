@@ -389,6 +389,6 @@ def test_the_readmes_line_is_taken_up_to_the_missing_weights(line, tmp_path):
 def test_a_figure_names_who_is_missing(tmp_path):
     status, output = papermill(f"nbs/experiments/{NAMES[0]}.ipynb", tmp_path / "out.ipynb", "-p", "root", tmp_path, "-p", "tier", "smoke", "-p", "models", "somebody/nowhere", "-p", "train_missing", "False", folder=tmp_path)
     assert status == 0, output
-    words = re.sub(r"<[^>]+>", " ", (tmp_path / NAMES[0] / "smoke.svg").read_text())
-    assert re.search(r"Not evaluated:\s+somebody/nowhere\.", words) and "Mamba 2.80B" in words and "hf download" in words
+    words = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / NAMES[0] / "smoke.svg").read_text()).split())
+    assert "Not evaluated: somebody/nowhere." in words and "Mamba 2.80B" in words and "hf download" in words
     assert "Not evaluated: somebody/nowhere" in summary("smoke", str(tmp_path))

@@ -135,11 +135,11 @@ if evaluated.records:
     at_y, share = alt.Y("task:N", title=None, sort=sort, axis=alt.Axis(labelLimit=220, grid=True, gridOpacity=0.4)), lambda column: alt.X(f"{column}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
     def alone(who):
         here = alt.Chart(each[each.who == who]).encode(y=at_y, color=plain)
-        beside = alt.Chart(theirs[theirs.who.isin(of_like_size(who, paper_who))]).mark_point(shape="cross", size=28, opacity=0.7).encode(y=at_y, x=share("accuracy"), color=plain)
+        beside = alt.Chart(theirs[theirs.who.isin(of_like_size(who, paper_who))]).mark_text(text="×", fontSize=13).encode(y=at_y, x=share("accuracy"), color=plain)
         five, none = here.transform_filter(alt.datum.examples == BEHIND), here.transform_filter(alt.datum.examples == 0)
         return alt.layer(here.mark_tick(color="#777777", thickness=1.5).encode(x=share("majority_share"), color=alt.value("#777777")), here.mark_tick(thickness=1.5).encode(x=share("chance"), color=alt.value("#BBBBBB")),
                          none.mark_point(size=35, fill="white", opacity=1).encode(x=share("accuracy")), five.mark_rule(strokeWidth=2).encode(x=share("low"), x2="high"), five.mark_point(filled=True, size=45, opacity=1).encode(x=share("accuracy")), beside
-                         ).properties(width=210, height=17 * each.task.nunique(), title=alt.TitleParams(f"{who}, ours", anchor="start", fontSize=12))
+                         ).properties(width=210 if len(evaluated.records) > 1 else 480, height=17 * each.task.nunique(), title=alt.TitleParams(f"{who}, ours", anchor="start", fontSize=12))
     single = [alone(who) for who in list(evaluated.records)]
     panels += [alt.hconcat(*single[i:i + 3]) for i in range(0, len(single), 3)]
 

@@ -155,7 +155,7 @@ if evaluated.records:
                          alt.Chart(theirs).mark_line(strokeWidth=1.2, strokeDash=[5, 4]).encode(x=across, y=up("accuracy"), color=shade, detail="who:N")
                          ).properties(width=105, height=62, title=alt.TitleParams(task.replace("_", " ") + ("" if task in PAPER_TASKS else " *"), fontSize=8, fontWeight="normal", anchor="start", limit=125))
     tiles = [tile(task) for task in numbers.task.values if ((each.task == task) & (each.source == "ours")).any()]
-    grid = alt.vconcat(grid, *(alt.hconcat(*tiles[i:i + 5], spacing=10) for i in range(0, len(tiles), 5)), spacing=12)
+    grid = alt.vconcat(grid, *(alt.hconcat(*tiles[i:i + 5], spacing=10) for i in range(0, len(tiles), 5)), spacing=12).resolve_scale(color="independent", strokeDash="independent")
 
 # %%
 total = left.loc[list(IN_FIGURE_7)].sum()

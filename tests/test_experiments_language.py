@@ -180,7 +180,7 @@ def test_every_claim_on_the_papers_numbers_has_edges_and_ours_is_the_same_rule()
         if not name.endswith("_ours"): continue
         for numbers, verdict in EDGES[name.replace("_ours", "_paper")]:
             assert CLAIMS[name].judge(numbers)[0] == UNDECIDED  # these are the paper's
-            if "improves" in name and verdict == UNDECIDED: continue  # two families are asked of ours, four of the paper's
+            if verdict == UNDECIDED and ("improves" in name or "examples_help" in name): continue  # of ours two families are asked, or whoever is there
             assert CLAIMS[name].judge(numbers.assign_coords(source=["ours"]))[0] == verdict, name
 
 

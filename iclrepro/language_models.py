@@ -125,7 +125,7 @@ def hub_files(hub_id: str, revision: str, size: str, note: str, download: bool) 
         if not isinstance(error, OSError) and not download: raise
         what = f"could not be fetched ({type(error).__name__}: {error})" if download else "is not on this machine"
         raise MissingModel(f"{hub_id}@{revision} {what}; {bring}") from error
-    weight_files(folder, bring)
+    weight_files(folder, f"{bring}. If that revision has no safetensors, name one that has, as in {hub_id}@refs/pr/1, or a folder that save_pretrained wrote")
     return Files(folder, None, f"{hub_id}@{folder.name}")
 
 
@@ -268,5 +268,5 @@ def load_language_model(name: str, device: str | torch.device = "cpu", download:
             lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             raise ValueError(f"{files.source} lacks {len(lacking)} weights of {type(model).__name__}, {', '.join(lacking[:3])}: it is no complete model of that architecture")
         source = files.source
-    label = LANGUAGE_MODELS[key].label if key in LANGUAGE_MODELS else key
-    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, key, label, source, model.config.model_type in RECURRENT)
+    known = LANGUAGE_MODELS.get(model_key(key.partition("@")[0]))  # at another revision, too
+    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, key, known.label if known else key, source, model.config.model_type in RECURRENT)

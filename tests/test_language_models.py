@@ -205,6 +205,14 @@ def test_the_pinned_revision_is_the_one_that_is_read(stored, cache):
     copy_of(stored[1], cache / f"models--{pinned.place.replace('/', '--')}" / "snapshots" / pinned.revision)
     model = load_language_model("Mamba 0.37B")
     assert model.source == f"{pinned.place}@{pinned.revision}" and (model.name, model.label) == ("mamba-370m", "Mamba 0.37B")
+    other = load_language_model(f"{pinned.place}@main")
+    assert (other.source, other.label) == (f"{pinned.place}@{'cd' * 20}", "Mamba 0.37B")
+
+
+def test_a_cached_model_without_safetensors_says_how_to_get_them(stored, cache):
+    cached(cache, "someone/model", "main", "ab" * 20, stored[1])
+    (cache / "models--someone--model/snapshots" / ("ab" * 20) / "model.safetensors").unlink()
+    with pytest.raises(MissingModel, match="someone/model@refs/pr/1"): load_language_model("someone/model")
 
 
 # GGUF

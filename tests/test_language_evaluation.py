@@ -17,10 +17,12 @@ from iclrepro.cli import main
 from iclrepro.language import LanguageRun, accuracy_with_interval, batches, check_causal, complete, evaluate_language, find_language_record, language_cost, last_logits
 from iclrepro.language_models import LanguageModel, MissingModel, load_language_model
 from iclrepro.language_tasks import LANGUAGE_TASKS, few_shot_questions, is_correct, language_task, tokenizer_filter
+from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset
 from iclrepro.runs import WrongRun
 from project import ROOT
 from scipy.stats import binomtest
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
 
 TINY = "tiny-transformer", "tiny-mamba", "tiny-rwkv"
 
@@ -99,12 +101,25 @@ def test_batches_hold_each_prompt_once_and_keep_to_the_limit(limit):
     assert list(batches([], limit)) == []
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_causal_model_passes_and_one_that_looks_ahead_does_not(tiny, name):
-    check_causal(tiny[name])
-    from transformers import AutoModelForCausalLM, BertConfig
-    bert = AutoModelForCausalLM.from_config(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)).eval()
-    with pytest.raises(ValueError, match="looks ahead"): check_causal(dataclasses.replace(tiny[name], model=bert))
+def drawn(config):
+    "A model of transformers with weights of some size, the same in each run."
+    draws, model = Draws(3), AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for weights in model.parameters(): weights.copy_(draws.normal(*weights.shape) / weights[0].numel()**0.5 + (weights.ndim == 1))
+    return model
+
+
+def test_padding_in_front_moves_no_learned_position(tiny):
+    config = GPT2Config(vocab_size=len(tiny["tiny-transformer"].tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=512, bos_token_id=0, eos_token_id=0)
+    model = dataclasses.replace(tiny["tiny-transformer"], model=drawn(config))
+    rows = [model.encode(text) for text in prompts(2)]
+    alone = torch.cat([last_logits(model, [row]) for row in rows])
+    for width in (0, max(map(len, rows)) + 9): assert (last_logits(model, rows, width) - alone).abs().max() < 1e-4 * alone.std()
+
+
+def test_a_causal_model_passes_and_one_that_looks_ahead_does_not(tiny):
+    for model in tiny.values(): check_causal(model)
+    bert = drawn(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    with pytest.raises(ValueError, match="looks ahead"): check_causal(dataclasses.replace(model, model=bert))
 
 
 def test_an_answer_ends_at_a_line_break(tiny, copying):

@@ -122,9 +122,10 @@ def test_a_causal_model_passes_and_one_that_looks_ahead_does_not(tiny):
     with pytest.raises(ValueError, match="looks ahead"): check_causal(dataclasses.replace(model, model=bert))
 
 
-def test_an_answer_ends_at_a_line_break(tiny, copying):
-    for text, answer in (("x\n->", ""), (" high->", "high"), ("<|endoftext|>->", "")):  # the tokens - and > stand behind what is copied
-        assert complete(copying, [f"example:{text}"])[0] == [answer]
+@pytest.mark.parametrize("text,answer", [("\n", ""), (" high", "high"), ("high\nlow", "high"), ("\nlow", ""), ("  ", "")])
+def test_an_answer_ends_at_a_line_break(copying, monkeypatch, text, answer):
+    monkeypatch.setattr(LanguageModel, "decode", lambda model, token: text)
+    assert complete(copying, ["example:a->", "example:a,b->"])[0] == [answer] * 2
 
 
 # What a run is

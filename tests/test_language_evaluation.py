@@ -22,7 +22,7 @@ from iclrepro.results import load_dataset
 from iclrepro.runs import WrongRun
 from project import ROOT
 from scipy.stats import binomtest
-from transformers import AutoModelForCausalLM, BertConfig, GPT2Config
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, GPTJConfig, GPTNeoXConfig
 
 TINY = "tiny-transformer", "tiny-mamba", "tiny-rwkv"
 
@@ -108,11 +108,17 @@ def drawn(config):
     return model
 
 
-def test_padding_in_front_moves_no_learned_position(tiny):
-    config = GPT2Config(vocab_size=len(tiny["tiny-transformer"].tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=512, bos_token_id=0, eos_token_id=0)
-    model = dataclasses.replace(tiny["tiny-transformer"], model=drawn(config))
+ATTENTION = {"Pythia": lambda size: GPTNeoXConfig(**size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64),
+             "GPT-J": lambda size: GPTJConfig(**size, n_embd=32, n_layer=2, n_head=2, rotary_dim=8),
+             "GPT-2, with learned positions": lambda size: GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=512)}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_with_attention_no_padding_changes_anything(tiny, name):
+    size = {"vocab_size": len(tiny["tiny-transformer"].tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    model = dataclasses.replace(tiny["tiny-transformer"], model=drawn(ATTENTION[name](size)))
     rows = [model.encode(text) for text in prompts(2)]
-    alone = torch.cat([last_logits(model, [row]) for row in rows])
+    alone = torch.stack([model.model(torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows])
     for width in (0, max(map(len, rows)) + 9): assert (last_logits(model, rows, width) - alone).abs().max() < 1e-4 * alone.std()
 
 

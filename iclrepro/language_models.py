@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LANGUAGE_MODELS', 'PATTERNS', 'END', 'RECURRENT', 'MissingModel', 'needed', 'Pretrained', 'model_key', 'Files',
            'sha256', 'weight_files', 'hub_files', 'package_file', 'find_files', 'is_available', 'word_tokenizer',
-           'random_model', 'LanguageModel', 'quietly', 'load_language_model']
+           'random_model', 'LanguageModel', 'by_itself', 'load_language_model']
 
 # %% ../nbs/09c_language_models.ipynb #2075aad1
 import contextlib
@@ -237,14 +237,16 @@ class LanguageModel:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    "transformers reads and writes files without progress bars and reports: what matters in them is an error of ours."
-    logging = needed("transformers").utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+def by_itself() -> Iterator[None]:
+    "transformers reads and writes files without the network, which some of its models ask for kernels, without progress bars, and without reports: what matters in them is an error of ours."
+    constants, logging = needed("huggingface_hub").constants, needed("transformers").utils.logging
+    online, shown, verbosity = constants.HF_HUB_OFFLINE, logging.is_progress_bar_enabled(), logging.get_verbosity()
+    constants.HF_HUB_OFFLINE = True
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try: yield
     finally:
+        constants.HF_HUB_OFFLINE = online
         logging.set_verbosity(verbosity)
         if shown: logging.enable_progress_bar()
 
@@ -261,7 +263,7 @@ def load_language_model(name: str, device: str | torch.device = "cpu", download:
     else:
         if files.gguf: needed("gguf"), needed("accelerate")
         options = dict(local_files_only=True, trust_remote_code=False, **({"gguf_file": files.gguf} if files.gguf else {}))
-        with quietly():
+        with by_itself():
             tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, **options)
             model, report = transformers.AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, output_loading_info=True, **options, **({} if files.gguf else {"use_safetensors": True}))
         if report["missing_keys"] or report["mismatched_keys"]:

@@ -197,8 +197,7 @@ def collect(
         if record is None: record = find_record(config, project_root() / COMMITTED)
         if record is None and not settings.train_missing:
             if partly: continue
-            raise FileNotFoundError(f"no record of {config.folder} in {settings.root / 'runs'}: train it with "
-                                    f"`iclrepro train {settings.experiment} --tier {settings.tier}` or set train_missing to True")
+            raise FileNotFoundError(f"no record of {config.folder} in {settings.root / 'runs'}: train it with `iclrepro train {settings.experiment} --tier {settings.tier}` or set train_missing to True")
         records[title] = run(config, settings.root, settings.device, report) if record is None else record
     if not records: raise FileNotFoundError(f"no record of {settings.experiment} at tier {settings.tier} in {settings.root / 'runs'}: train it with `iclrepro train {settings.experiment} --tier {settings.tier}`")
     return records

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LANGUAGE_MODELS', 'PATTERNS', 'END', 'RECURRENT', 'MissingModel', 'needed', 'Pretrained', 'model_key', 'Files',
            'sha256', 'weight_files', 'hub_files', 'package_file', 'find_files', 'is_available', 'word_tokenizer',
-           'random_model', 'LanguageModel', 'quietly', 'load_language_model']
+           'random_model', 'LanguageModel', 'by_itself', 'load_language_model']
 
 # %% ../nbs/09c_language_models.ipynb #2075aad1
 import contextlib
@@ -125,7 +125,7 @@ def hub_files(hub_id: str, revision: str, size: str, note: str, download: bool) 
         if not isinstance(error, OSError) and not download: raise
         what = f"could not be fetched ({type(error).__name__}: {error})" if download else "is not on this machine"
         raise MissingModel(f"{hub_id}@{revision} {what}; {bring}") from error
-    weight_files(folder, bring)
+    weight_files(folder, f"{bring}. If that revision has no safetensors, name one that has, as in {hub_id}@refs/pr/1, or a folder that save_pretrained wrote")
     return Files(folder, None, f"{hub_id}@{folder.name}")
 
 
@@ -237,14 +237,16 @@ class LanguageModel:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    "transformers reads and writes files without progress bars and reports: what matters in them is an error of ours."
-    logging = needed("transformers").utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+def by_itself() -> Iterator[None]:
+    "transformers reads and writes files without the network, which some of its models ask for kernels, without progress bars, and without reports: what matters in them is an error of ours."
+    constants, logging = needed("huggingface_hub").constants, needed("transformers").utils.logging
+    online, shown, verbosity = constants.HF_HUB_OFFLINE, logging.is_progress_bar_enabled(), logging.get_verbosity()
+    constants.HF_HUB_OFFLINE = True
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try: yield
     finally:
+        constants.HF_HUB_OFFLINE = online
         logging.set_verbosity(verbosity)
         if shown: logging.enable_progress_bar()
 
@@ -261,12 +263,12 @@ def load_language_model(name: str, device: str | torch.device = "cpu", download:
     else:
         if files.gguf: needed("gguf"), needed("accelerate")
         options = dict(local_files_only=True, trust_remote_code=False, **({"gguf_file": files.gguf} if files.gguf else {}))
-        with quietly():
+        with by_itself():
             tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder, **options)
             model, report = transformers.AutoModelForCausalLM.from_pretrained(files.folder, dtype=dtype, output_loading_info=True, **options, **({} if files.gguf else {"use_safetensors": True}))
         if report["missing_keys"] or report["mismatched_keys"]:
             lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
             raise ValueError(f"{files.source} lacks {len(lacking)} weights of {type(model).__name__}, {', '.join(lacking[:3])}: it is no complete model of that architecture")
         source = files.source
-    label = LANGUAGE_MODELS[key].label if key in LANGUAGE_MODELS else key
-    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, key, label, source, model.config.model_type in RECURRENT)
+    known = LANGUAGE_MODELS.get(model_key(key.partition("@")[0]))  # at another revision, too
+    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, key, known.label if known else key, source, model.config.model_type in RECURRENT)

@@ -49,7 +49,7 @@ class ModelConfig:
     expand: int = 2            # Mamba's inner width over d_model
     positions: str = "none"    # "learned" adds a table of n_positions rows to the tokens, "sinusoidal" a fixed one
     n_positions: int = 0       # rows of the learned table, in tokens (two a point)
-    init: str = "mamba"        # initialisation of attention, MLP and positions: "gpt2" or "mamba"
+    init: str = "mamba"        # initialisation of attention, MLP and positions: "gpt2" or "mamba"; "rwkv": as "mamba", and RWKV-4's blocks by their place
     depth: int = 1             # blocks that share the scaling of output projections
     layout: str = "pairs"      # how prompts become tokens: a name in `prompts.LAYOUTS`
     position_std: float = 0.02 # of the learned table at the start; the released Standard Hybrid has 1.0
@@ -143,6 +143,9 @@ class SequenceModel(nn.Module):
         for name in parse_pattern(config.pattern):
             wanted = inspect.signature(BLOCKS[name]).parameters
             self.blocks.append(BLOCKS[name](**{key: getattr(config, key) for key in wanted}))
+        for block in self.blocks:
+            alike = [other for other in self.blocks if type(other) is type(block)]
+            block.layer = alike.index(block), len(alike)
         self.norm = NORMS[config.norm](config.d_model) if config.final_norm else nn.Identity()
         self.read_out = read_out
 
@@ -235,7 +238,7 @@ ARCHITECTURES = {
     "standard_hybrid": dict(pattern="(attn mamba) x {n}", positions="learned"),
     "mambaformer": dict(pattern="mamba + (attn mamba) x {n}"),
     "transformer_mamba": dict(pattern="mamba + (attn mlp) x {n}", init="gpt2"),
-    "rwkv": dict(pattern="(rwkv_time rwkv_channel) x {n}"),
+    "rwkv": dict(pattern="(rwkv_time rwkv_channel) x {n}", init="rwkv"),
     "lstm": dict(pattern="lstm x {2n}"),
 }  # by name: the fields of a ModelConfig that make it
 TITLES = {

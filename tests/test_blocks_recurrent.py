@@ -7,14 +7,15 @@ import torch
 import torch.nn as nn
 from test_blocks_models import (  # noqa: F401
     DTYPES, assert_constant, assert_equal, assert_uniform, block_of, count, counted, gradients, no_downcast, with_gradients)
-from transformers import RwkvConfig, RwkvModel
+from transformers import RwkvConfig, RwkvForCausalLM, RwkvModel
 from transformers.models.rwkv.modeling_rwkv import RwkvBlock, RwkvFeedForward, RwkvSelfAttention
 
-from iclrepro.blocks import LSTM, RWKVChannel, RWKVTime, reset_orthogonal, token_shift, wkv, wkv_loop
-from iclrepro.models import ModelConfig
+from iclrepro.blocks import LSTM, RWKVChannel, RWKVTime, reset_orthogonal
+from iclrepro.models import ModelConfig, architecture, build_model
 from iclrepro.prompts import Draws
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import TrainConfig, Training
+from iclrepro.wkv import token_shift, token_shift_torch, wkv, wkv_loop, wkv_torch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = pytest.mark.parametrize("cls", [RWKVTime, RWKVChannel, LSTM])
@@ -55,11 +56,10 @@ def test_the_fading_average_is_its_equation(length, channels, scale, rates, dtyp
     reference = by_name(average, leaves, torch.float64)
     # The past enters from the second token on, and fades from the third; at a rate of e^2 it is gone before it can be seen to fade.
     zero = ["k", "decay", "bonus"] if length == 1 else ["decay"] if length == 2 else []
-    assert_equal(by_name(wkv, leaves, dtype), reference, dtype, zero)
-    assert_equal(by_name(wkv_loop, leaves, dtype), reference, dtype, zero)
+    for function in (wkv, wkv_torch, wkv_loop): assert_equal(by_name(function, leaves, dtype), reference, dtype, zero)
 
 
-@pytest.mark.parametrize("function", [wkv, wkv_loop])
+@pytest.mark.parametrize("function", [wkv, wkv_torch, wkv_loop])
 def test_large_exponents_neither_overflow_nor_vanish(function):
     "Float32 holds e^88: keys of ±1000, a rate of e^10, and a key so large that it outlives everything else."
     leaves = tensors(50, 4, 1000.0, (-10.0, 10.0))
@@ -76,30 +76,32 @@ def test_large_exponents_neither_overflow_nor_vanish(function):
 def test_rounding_does_not_add_up_along_the_sequence():
     "Slow channels, long sequence, keys of tens: if what is left of the last maximum were rounded at every token, the errors would add up."
     leaves = tensors(600, 8, 10.0, (-8.0, -4.0))
-    assert_equal(by_name(wkv, leaves, torch.float32), by_name(wkv_loop, leaves, torch.float64), torch.float32)
+    for function in (wkv, wkv_torch): assert_equal(by_name(function, leaves, torch.float32), by_name(wkv_loop, leaves, torch.float64), torch.float32)
 
 
-def test_memory_for_the_backward_pass_is_linear_in_the_length():
+@pytest.mark.parametrize("function", [wkv, wkv_torch])
+def test_memory_for_the_backward_pass_is_linear_in_the_length(function):
     def saved(length):
         storages = {}
         def keep(tensor):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
             return tensor
         leaves = {name: leaf.requires_grad_() for name, leaf in tensors(length, 4).items()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor): wkv(**leaves)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor): function(**leaves)
         return sum(storage.nbytes() for storage in storages.values())
 
     assert saved(512) < 2.2 * saved(256) and saved(512) < 40 * 4 * 2 * 512 * 4
 
 
-def test_token_shift_mixes_with_the_token_before():
+@pytest.mark.parametrize("shift", [token_shift, token_shift_torch])
+def test_token_shift_mixes_with_the_token_before(shift):
     x, mu = Draws(1).normal(2, 5, 3), Draws(2).uniform(2, 3)
-    mixed = token_shift(x, mu)
-    assert mixed.shape == (2, 2, 5, 3)
-    for kind in range(2):
+    mixed = shift(x, mu)
+    assert len(mixed) == 2
+    for kind, mixture in enumerate(mixed):
         for t in range(5):
             before = x[:, t - 1] if t else torch.zeros(2, 3)
-            assert torch.allclose(mixed[kind, :, t], mu[kind] * x[:, t] + (1 - mu[kind]) * before, atol=1e-6)
+            assert torch.allclose(mixture[:, t], mu[kind] * x[:, t] + (1 - mu[kind]) * before, atol=1e-6)
 
 
 def rwkv_weights(time, channel):
@@ -178,8 +180,46 @@ def test_parameters_of_each_block(d):
         assert count(LSTM(d)) == count(nn.LSTM(d, d)) + 2 * d
 
 
-def rwkv_start(block):
-    block.reset(Draws(3, stream="init"), "gpt2", 7)
+@DTYPES
+@pytest.mark.parametrize("n_layers, length", [(2, 20), (3, 33)])
+def test_a_whole_model_is_transformers(n_layers, length, dtype, no_downcast):
+    """RwkvForCausalLM with our weights. Its norm behind the embedding does nothing to rows of mean 0 and variance 1, but for its eps, which its weight undoes."""
+    d_model, vocabulary = 24, 11
+    model = build_model(architecture("rwkv", vocabulary, n_layers, d_model, layout="symbols", d_out=vocabulary), 0).double()
+    draws = Draws(2, stream="init")
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.2 * draws.normal(*p.shape))
+        rows = draws.normal(vocabulary, d_model).double()
+        rows -= rows.mean(1, keepdim=True)
+        model.read_in.weight.copy_(rows / rows.square().mean(1, keepdim=True).sqrt())
+    theirs = RwkvForCausalLM(RwkvConfig(vocab_size=vocabulary, hidden_size=d_model, num_hidden_layers=n_layers, attention_hidden_size=d_model, context_length=64)).double()
+    pairs = list(zip(model.blocks[::2], model.blocks[1::2]))
+    weights = {f"rwkv.blocks.{i}.{name}": p for i, pair in enumerate(pairs) for name, p in rwkv_weights(*pair).items()}
+    norm = theirs.rwkv.blocks[0].pre_ln
+    weights |= {"rwkv.blocks.0.pre_ln.weight": torch.full((d_model,), (1 + norm.eps) ** 0.5, dtype=torch.float64), "rwkv.blocks.0.pre_ln.bias": torch.zeros(d_model)}
+    weights |= {"rwkv.embeddings.weight": model.read_in.weight, "head.weight": model.read_in.weight, "rwkv.ln_out.weight": model.norm.weight, "rwkv.ln_out.bias": model.norm.bias}
+    assert weights.keys() == dict(theirs.named_parameters()).keys()
+    theirs.load_state_dict({name: p.detach() for name, p in weights.items()})
+    tokens = (Draws(1).uniform(2, length) * vocabulary).long()
+    scores = lambda logits: (logits * torch.cos(torch.arange(logits.numel(), dtype=logits.dtype)).view_as(logits)).sum()
+    expected = theirs.train()(tokens, use_cache=False).logits  # its training path: evaluation divides weights of layers from the seventh on
+    scores(expected).backward()
+    logits = model.to(dtype)(tokens)
+    scores(logits).backward()
+    ours, reference = {"logits": logits.detach()}, {"logits": expected.detach()}
+    theirs = dict(theirs.named_parameters())
+    for i, (time, channel) in enumerate(pairs):
+        for name, p in rwkv_weights(time, channel).items():
+            full = theirs[f"rwkv.blocks.{i}.{name}"].grad
+            if "time_mix" not in name: ours[f"{i}.{name}"], reference[f"{i}.{name}"] = p.grad, full
+        for kind, block, names in (("attention", time, ("key", "value", "receptance")), ("feed_forward", channel, ("key", "receptance"))):
+            ours[f"{i}.{kind}.mu"], reference[f"{i}.{kind}.mu"] = block.mu.grad, torch.stack([theirs[f"rwkv.blocks.{i}.{kind}.time_mix_{name}"].grad.flatten() for name in names])
+    ours["norm"], reference["norm"] = model.norm.weight.grad, theirs["rwkv.ln_out.weight"].grad
+    assert_equal(ours, reference, dtype)
+
+
+def rwkv_start(block, init="gpt2"):
+    block.reset(Draws(3, stream="init"), init, 7)
     return {name: p.detach().clone() for name, p in block.named_parameters()}
 
 
@@ -195,6 +235,29 @@ def test_rwkv_starts_as_transformers_middle_layer():
     assert torch.allclose(rwkv_start(RWKVChannel(40))["mu"], torch.stack([channel.time_mix_key, channel.time_mix_receptance]).view(2, 40), atol=1e-6)
     # transformers starts the bonus at 1; RWKV-4's own code at ln 0.3, and half of 0, 1, -1 by turns.
     assert torch.allclose(ours["bonus"], torch.tensor([math.log(0.3) + (0, 0.5, -0.5)[c % 3] for c in range(40)]))
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 12])
+def test_rwkv_starts_as_transformers_by_depth(n_layers):
+    model = build_model(architecture("rwkv", 3, n_layers, 40), 0)
+    theirs = RwkvModel(RwkvConfig(vocab_size=4, hidden_size=40, num_hidden_layers=n_layers))
+    for module in theirs.modules(): theirs._init_weights(module)
+    for time, channel, layer in zip(model.blocks[::2], model.blocks[1::2], theirs.blocks):
+        attention, feed_forward = layer.attention, layer.feed_forward
+        assert torch.allclose(time.mu, torch.stack([attention.time_mix_key, attention.time_mix_value, attention.time_mix_receptance]).view(3, 40), atol=1e-6)
+        assert torch.allclose(time.decay, attention.time_decay, atol=1e-5)
+        assert torch.allclose(channel.mu, torch.stack([feed_forward.time_mix_key, feed_forward.time_mix_receptance]).view(2, 40), atol=1e-6)
+    assert not torch.allclose(model.blocks[0].decay, model.blocks[-2].decay) and not torch.allclose(model.blocks[1].mu, model.blocks[-1].mu)
+
+
+def test_place_counts_among_blocks_of_a_kind_and_for_rwkv_only():
+    hybrid = build_model(ModelConfig("(rwkv_time attn rwkv_channel) x 3 + rwkv_time", 3, d_model=8, n_heads=2, init="rwkv"), 0)
+    assert [block.layer for block in hybrid.blocks] == [(0, 4), (0, 3), (0, 3), (1, 4), (1, 3), (1, 3), (2, 4), (2, 3), (2, 3), (3, 4)]
+    same = build_model(ModelConfig("(rwkv_time rwkv_channel) x 3", 3, d_model=8), 0)  # as always under the initialisation that a pattern has by default
+    for time, channel in zip(same.blocks[::2], same.blocks[1::2]):
+        assert torch.equal(time.mu, rwkv_start(RWKVTime(8))["mu"]) and torch.equal(time.decay, rwkv_start(RWKVTime(8))["decay"]) and torch.equal(channel.mu, rwkv_start(RWKVChannel(8))["mu"])
+    only = build_model(architecture("rwkv", 3, 1, 8), 0)  # where the released code divides by zero
+    assert torch.allclose(only.blocks[0].mu[0], torch.arange(8) / 8) and torch.allclose(only.blocks[0].decay, -5 + 8 * torch.linspace(0, 1, 8) ** 0.7)
 
 
 def test_rwkv_matrices_start_orthogonal_or_at_zero():

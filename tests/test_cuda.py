@@ -17,6 +17,7 @@ from iclrepro.scan_peers import scan_mamba_ssm
 from iclrepro.shifts import SHIFTS, fitting_shifts, sample_shifted
 from iclrepro.tasks import TASKS, Curriculum, Ramp, make_task
 from iclrepro.training import PRECISIONS, NonFiniteLoss, TrainConfig, Training, inner_precision
+from iclrepro.wkv import wkv, wkv_errors
 
 @pytest.fixture(autouse=True)
 def full_float32():
@@ -235,3 +236,39 @@ def test_attention_on_a_gpu_is_the_kernels():
     qkv = torch.ones(2, 81, 768, device="cuda")
     assert causal_attention(qkv, 8).grad_fn is None and torch.equal(causal_attention(qkv, 8), causal_attention(qkv, 8, "triton"))
     assert type(causal_attention(qkv.requires_grad_(), 8).grad_fn).__name__ == "_AttentionBackward"
+
+
+def average_example(batch, length, channels, scale, dtype, members=()):
+    draws = Draws(5, length, device="cuda")
+    normal = lambda *shape: draws.normal(*members, *shape)
+    decay = torch.linspace(-5, 3, channels, device="cuda") + 0.1 * normal(channels)
+    return {"k": (scale * normal(batch, length, channels)).to(dtype), "v": normal(batch, length, channels).to(dtype), "decay": decay, "bonus": normal(channels)}
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("batch, length, channels, scale", [(3, 17, 35, 1), (64, 81, 256, 1), (64, 256, 384, 1), (8, 81, 256, 30), (2, 1000, 8, 10), (5, 9, 1, 1)])
+def test_the_fading_average_is_the_loop(batch, length, channels, scale, dtype, bound):
+    tensors = average_example(batch, length, channels, scale, dtype)
+    errors = wkv_errors(wkv, tensors)
+    assert max(errors.values()) < bound, errors
+    out = wkv(**{name: tensor.requires_grad_() for name, tensor in tensors.items()})
+    assert out.dtype == dtype and type(out.grad_fn).__name__ == "_AverageBackward"
+
+
+def test_members_of_the_fading_average_and_a_recorded_step():
+    "Four members at once are each alone, byte for byte; a CUDA graph of both ways gives the same bytes as they do without one."
+    tensors = [x.requires_grad_() for x in average_example(8, 33, 40, 1, torch.float32, (4,)).values()]
+    step = lambda: (lambda y: (y.detach(), *torch.autograd.grad(y.square().sum(), tensors)))(torch.vmap(wkv)(*tensors))
+    direct = step()
+    for m in range(4): assert torch.equal(direct[0][m], wkv(*(x[m] for x in tensors)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): recorded = step()
+    graph.replay()
+    for a, b in zip(recorded, direct): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("precision, error", [("tf32", 1e-2), ("bfloat16", 5e-2)])
+def test_rwkv_trains_almost_alike_in_a_coarser_precision(precision, error):
+    task = make_task("linear_regression", dim=5, n_points=16)
+    exact, coarse = (trained(run_of(task, "rwkv", 100, precision=name)).losses for name in ("float32", precision))
+    assert 0 < ((coarse - exact).norm() / exact.norm()).item() < error

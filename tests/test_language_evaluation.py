@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,10 +17,12 @@ from iclrepro.cli import main
 from iclrepro.language import LanguageRun, accuracy_with_interval, batches, check_causal, complete, evaluate_language, find_language_record, language_cost, last_logits
 from iclrepro.language_models import LanguageModel, MissingModel, load_language_model
 from iclrepro.language_tasks import LANGUAGE_TASKS, few_shot_questions, is_correct, language_task, tokenizer_filter
+from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset
 from iclrepro.runs import WrongRun
 from project import ROOT
 from scipy.stats import binomtest
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, GPTJConfig, GPTNeoXConfig
 
 TINY = "tiny-transformer", "tiny-mamba", "tiny-rwkv"
 
@@ -71,7 +72,7 @@ def test_prompts_together_are_prompts_alone(tiny, name, max_tokens):
     assert (together - alone).abs().max() < 1e-4 * alone.std()
     answers, read = complete(model, texts, max_tokens=max_tokens)
     assert answers == [model.decode(token).split("\n")[0].strip() for token in alone.argmax(-1).tolist()] and read >= sum(map(len, rows))
-    assert len(set(answers)) > 10  # of different answers, or nothing would have been compared
+    assert len(set(answers)) > 4  # different answers, or nothing would have been compared
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -100,17 +101,37 @@ def test_batches_hold_each_prompt_once_and_keep_to_the_limit(limit):
     assert list(batches([], limit)) == []
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_causal_model_passes_and_one_that_looks_ahead_does_not(tiny, name):
-    check_causal(tiny[name])
-    from transformers import AutoModelForCausalLM, BertConfig
-    bert = AutoModelForCausalLM.from_config(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)).eval()
-    with pytest.raises(ValueError, match="looks ahead"): check_causal(dataclasses.replace(tiny[name], model=bert))
+def drawn(config):
+    "A model of transformers with weights of some size, the same in each run."
+    draws, model = Draws(3), AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for weights in model.parameters(): weights.copy_(draws.normal(*weights.shape) / weights[0].numel()**0.5 + (weights.ndim == 1))
+    return model
 
 
-def test_an_answer_ends_at_a_line_break(tiny, copying):
-    for text, answer in (("x\n->", ""), (" high->", "high"), ("<|endoftext|>->", "")):  # the tokens - and > stand behind what is copied
-        assert complete(copying, [f"example:{text}"])[0] == [answer]
+ATTENTION = {"Pythia": lambda size: GPTNeoXConfig(**size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64),
+             "GPT-J": lambda size: GPTJConfig(**size, n_embd=32, n_layer=2, n_head=2, rotary_dim=8),
+             "GPT-2, with learned positions": lambda size: GPT2Config(**size, n_embd=32, n_layer=2, n_head=2, n_positions=512)}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_with_attention_no_padding_changes_anything(tiny, name):
+    size = {"vocab_size": len(tiny["tiny-transformer"].tokenizer), "bos_token_id": 0, "eos_token_id": 0}
+    model = dataclasses.replace(tiny["tiny-transformer"], model=drawn(ATTENTION[name](size)))
+    rows = [model.encode(text) for text in prompts(2)]
+    alone = torch.stack([model.model(torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows])
+    for width in (0, max(map(len, rows)) + 9): assert (last_logits(model, rows, width) - alone).abs().max() < 1e-4 * alone.std()
+
+
+def test_a_causal_model_passes_and_one_that_looks_ahead_does_not(tiny):
+    for model in tiny.values(): check_causal(model)
+    bert = drawn(BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    with pytest.raises(ValueError, match="looks ahead"): check_causal(dataclasses.replace(model, model=bert))
+
+
+@pytest.mark.parametrize("text,answer", [("\n", ""), (" high", "high"), ("high\nlow", "high"), ("\nlow", ""), ("  ", "")])
+def test_an_answer_ends_at_a_line_break(copying, monkeypatch, text, answer):
+    monkeypatch.setattr(LanguageModel, "decode", lambda model, token: text)
+    assert complete(copying, ["example:a->", "example:a,b->"])[0] == [answer] * 2
 
 
 # What a run is
@@ -147,23 +168,25 @@ def test_stored_runs_keep_their_names(path):
 
 # Records
 
-def test_a_record_is_what_one_prompt_at_a_time_gives(copying, tmp_path):
-    record = evaluate_language(RUN, tmp_path)
-    decode = copying.decode
-    for name in RUN.tasks:
+@pytest.mark.parametrize("seed", [41, 7])
+def test_a_record_is_what_one_prompt_at_a_time_gives(copying, tmp_path, seed):
+    run = dataclasses.replace(RUN, seed=seed)
+    record = evaluate_language(run, tmp_path)
+    for name in run.tasks:
         task = tokenizer_filter(language_task(name), copying.pieces)
-        assert int(record.n_pairs.sel(task=name)) == len(task.pairs)
-        commonest = max(Counter(pair.output for pair in task.pairs).values()) / len(task.pairs)
-        assert float(record.majority_share.sel(task=name)) == pytest.approx(commonest)
-        for k in RUN.examples:
+        outputs = [pair.output for pair in task.pairs]
+        commonest = max(outputs, key=outputs.count)  # of equals the first
+        assert int(record.n_pairs.sel(task=name)) == len(outputs) and float(record.majority_share.sel(task=name)) == pytest.approx(outputs.count(commonest) / len(outputs))
+        for k in run.examples:
             cell = record.sel(task=name, examples=k)
-            assert bool(cell.asked) == (len(task.pairs) > k)
+            assert bool(cell.asked) == (len(outputs) > k)
             if not cell.asked: continue
-            questions = few_shot_questions(task, k, RUN.n_prompts, 41)
-            answers = [decode(copying.encode(question.prompt)[-3]).strip() for question in questions]
+            questions = few_shot_questions(task, k, run.n_prompts, seed)
+            answers = [copying.decode(copying.encode(question.prompt)[-3]).strip() for question in questions]
             assert cell.correct.values.tolist() == [is_correct(task, answer, question.accepted) for answer, question in zip(answers, questions)]
+            assert float(cell.majority) == sum(is_correct(task, answer, (commonest,)) for answer in answers) / run.n_prompts
     assert record.correct.sel(task="algorithmic_list_last").all() and not record.correct.sel(task="algorithmic_to_upper").any()
-    assert record.attrs["source"] == "made here" and json.loads(record.attrs["configuration"]) == RUN.to_dict()
+    assert record.attrs["source"] == "made here" and json.loads(record.attrs["configuration"]) == run.to_dict()
 
 
 def test_a_cell_that_cannot_be_asked_is_named_and_has_no_accuracy(copying, tmp_path):
@@ -260,10 +283,19 @@ def test_an_unknown_device_is_refused_before_anything(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_half_precision_is_another_run_with_like_answers(tmp_path):
-    half = dataclasses.replace(RUN, precision="bfloat16")
-    record = evaluate_language(half, tmp_path)
-    assert json.loads(record.attrs["configuration"])["precision"] == "bfloat16" and find_language_record(RUN, tmp_path) is None
+@pytest.mark.parametrize("precision,dtype", [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precision_is_that_of_the_weights(tmp_path, monkeypatch, precision, dtype):
+    loaded = []
+    monkeypatch.setattr(language, "check_causal", loaded.append)
+    record = evaluate_language(dataclasses.replace(RUN, precision=precision), tmp_path)
+    assert {weights.dtype for weights in loaded[0].model.parameters()} == {dtype} and json.loads(record.attrs["configuration"])["precision"] == precision
+
+
+def test_padding_reaches_the_model(copying, tmp_path, monkeypatch):
+    asked, real = [], language.complete
+    monkeypatch.setattr(language, "complete", lambda model, prompts, padding, limit: (asked.append(padding), real(model, prompts, padding, limit))[1])
+    for padding in language.PADDINGS: evaluate_language(dataclasses.replace(RUN, tasks=RUN.tasks[:1], examples=(2,), padding=padding), tmp_path)
+    assert tuple(asked) == language.PADDINGS
 
 
 # The command

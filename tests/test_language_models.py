@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from iclrepro.language_models import (END, LANGUAGE_MODELS, LanguageModel, MissingModel, find_files, is_available, load_language_model, model_key, quietly,
+from iclrepro.language_models import (END, LANGUAGE_MODELS, LanguageModel, MissingModel, by_itself, find_files, is_available, load_language_model, model_key,
                                       random_model, sha256, word_tokenizer)
 from project import ROOT, run
 from safetensors.torch import load_file, save_file
@@ -41,7 +41,7 @@ def tiny(): return {name: load_language_model(name) for name in TINY}
 def stored(request, tiny, tmp_path_factory):
     "A model, and a folder that it was saved to."
     model, folder = tiny[request.param], tmp_path_factory.mktemp(request.param)
-    with quietly(): model.model.save_pretrained(folder), model.tokenizer.save_pretrained(folder)
+    with by_itself(): model.model.save_pretrained(folder), model.tokenizer.save_pretrained(folder)
     return model, folder
 
 
@@ -164,7 +164,7 @@ def test_code_in_a_folder_does_not_run(stored, tmp_path):
 
 def test_a_shard_that_is_not_there_is_named(stored, tmp_path):
     model, _ = stored
-    with quietly(): model.model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB"), model.tokenizer.save_pretrained(tmp_path / "sharded")
+    with by_itself(): model.model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB"), model.tokenizer.save_pretrained(tmp_path / "sharded")
     shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
     assert len(shards) > 1 and torch.equal(logits(load_language_model(str(tmp_path / "sharded"))), logits(model))
     shards[1].unlink()
@@ -205,6 +205,14 @@ def test_the_pinned_revision_is_the_one_that_is_read(stored, cache):
     copy_of(stored[1], cache / f"models--{pinned.place.replace('/', '--')}" / "snapshots" / pinned.revision)
     model = load_language_model("Mamba 0.37B")
     assert model.source == f"{pinned.place}@{pinned.revision}" and (model.name, model.label) == ("mamba-370m", "Mamba 0.37B")
+    other = load_language_model(f"{pinned.place}@main")
+    assert (other.source, other.label) == (f"{pinned.place}@{'cd' * 20}", "Mamba 0.37B")
+
+
+def test_a_cached_model_without_safetensors_says_how_to_get_them(stored, cache):
+    cached(cache, "someone/model", "main", "ab" * 20, stored[1])
+    (cache / "models--someone--model/snapshots" / ("ab" * 20) / "model.safetensors").unlink()
+    with pytest.raises(MissingModel, match="someone/model@refs/pr/1"): load_language_model("someone/model")
 
 
 # GGUF
@@ -259,6 +267,14 @@ def test_smollm2_knows_capitals():
     from iclrepro.language import complete
     model = load_language_model("SmolLM2-135M")
     assert complete(model, ["France: Paris\nJapan: Tokyo\nItaly:"])[0] == ["Rome"] and model.n_parameters == LANGUAGE_MODELS["SmolLM2-135M"].n_parameters
+
+
+def test_loading_asks_no_hub_and_leaves_settings_as_they_were():
+    import huggingface_hub
+    from transformers.utils import logging
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(huggingface_hub.errors.OfflineModeIsEnabled), by_itself(): huggingface_hub.model_info("someone/kernels")
+    assert (huggingface_hub.constants.HF_HUB_OFFLINE, logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 # Drawn models

@@ -1188,7 +1188,6 @@ def billions(label: str) -> float:
     return float(said[1]) / {"B": 1, "M": 1000}[said[2]] if said else float("nan")
 
 # %% ../nbs/12f_language.ipynb #21d9ddba
-# Without examples everybody was asked 100 questions a task.
 COPIED = ("LLaMA", "Pythia", "GPT-J")  # families whose accuracies the paper took from Hendel et al.
 CONTEXT_LABELS = {"130m": "Mamba 0.13B", "370m": "Mamba 0.37B", "2_8B": "Mamba 2.80B", "rwkv_430m": "RWKV 0.43B", "rwkv_1b5": "RWKV 1.5B", "rwkv_3b": "RWKV 3B"}
 IN_FIGURE_7 = ("Mamba 0.37B", "Mamba 2.80B", "RWKV 0.43B", "RWKV 3B")  # the other two are in the published results only
@@ -1203,6 +1202,7 @@ def _as_accuracy(rows: pd.DataFrame) -> xr.Dataset:
 def paper_accuracy() -> xr.Dataset:
     "Fig. 6 and Table 1 of Grazzi et al.: `accuracy` and the number of `prompts` (who, task, examples) behind 5 examples and none."
     rows = published("grazzi_nlp_accuracy").rename(columns={"model": "who"})
+    # Numbers of questions are the released code's; without examples everybody was asked 100.
     asked = {5: ("icl_accuracy", rows.who.map(lambda who: 50 if family_of(who) in COPIED else 400)), 0: ("zero_shot_accuracy", 100)}
     return _as_accuracy(pd.concat([rows[["who", "task"]].assign(examples=k, accuracy=rows[column], prompts=prompts) for k, (column, prompts) in asked.items()]))
 

@@ -102,6 +102,19 @@ def test_numbers_agree_with_an_earlier_reading():
     assert [int(n) for n in over_tasks(paper_context().accuracy)["n_tasks"].sel(who="Mamba 2.80B", kind="as_drawn")] == [18] * 5 + [14, 14, 12, 6] and len(fixed_tasks(paper_context().accuracy)) == 6
 
 
+def test_accuracies_are_multiples_of_what_was_asked():
+    "50 questions where all accuracies of a family are even hundredths; in Fig. 7's, which have more digits, 400 and no fewer."
+    accuracy = paper_accuracy()
+    families = {who.split()[0] for who in accuracy.who.values}
+    even = {family: all(int(row["icl_accuracy"].replace(".", "")) % 2 == 0 for row in rows_of("grazzi_nlp_accuracy") if row["model"].startswith(family)) for family in families}
+    for who in accuracy.who.values:
+        assert set(accuracy.prompts.sel(who=who, examples=5).values) == {50 if even[who.split()[0]] else 400} and set(accuracy.prompts.sel(who=who, examples=0).values) == {100}
+    ten_thousandths = [round(10_000 * float(row["icl_accuracy"])) for row in rows_of("grazzi_nlp_context")]
+    assert all(n % 25 == 0 for n in ten_thousandths) and any(n % 50 for n in ten_thousandths)
+    prompts = paper_context().prompts
+    assert set(prompts.values[prompts.notnull().values]) == {400}
+
+
 # Intervals.
 @pytest.mark.parametrize("right, n", [(0, 50), (1, 50), (25, 50), (50, 50), (397, 400), (7, 9)])
 def test_wilson_is_scipys(right, n):
@@ -318,7 +331,7 @@ def test_a_task_that_was_not_asked_leaves_a_gap():
 
 # The real thing, in processes of its own.
 @pytest.mark.parametrize("name", NAMES)
-def test_the_smoke_tier_draws_our_models_beside_the_papers(smoke, name):
+def test_the_smoke_tier_draws_our_models_beside_the_papers(name, smoke):
     stem = smoke.root / name / "smoke"
     numbers, words = load_dataset(f"{stem}.nc"), Path(f"{stem}.svg").read_text()
     for label, run in experiment_evaluations(name, "smoke").items():

@@ -1304,6 +1304,7 @@ class Evaluated(NamedTuple):
 
 def collect_evaluations(
     settings: Settings,
+    report: Callable[[str], None] = lambda line: None,  # told a line for each task and number of examples that is asked
 ) -> Evaluated:
     "The records of an experiment's evaluations; those that are missing are made where weights are at hand. Raises `MissingModel` for a model that was asked for by name and is not."
     records, missing = {}, {}
@@ -1313,7 +1314,7 @@ def collect_evaluations(
         if record is None and not settings.train_missing:
             missing[label] = f"there is no record of {run.folder}, and train_missing is False"
             continue
-        try: records[label] = evaluate_language(run, settings.root, settings.device, download=settings.download) if record is None else record
+        try: records[label] = evaluate_language(run, settings.root, settings.device, download=settings.download, report=report) if record is None else record
         except MissingModel as error:
             if settings.models: raise
             missing[label] = str(error)

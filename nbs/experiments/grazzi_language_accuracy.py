@@ -43,7 +43,7 @@ pd.set_option("display.max_colwidth", 200)
 
 # %%
 asked = experiment_evaluations(settings.experiment, settings.tier, settings.models)
-evaluated = collect_evaluations(settings)
+evaluated = collect_evaluations(settings, print)
 pd.DataFrame({label: {"model": run.model, "tasks": len(run.tasks), "examples": ", ".join(map(str, run.examples)), "questions a task": run.n_prompts, "record": run.folder if label in evaluated.records else "missing", "source": evaluated.records[label].attrs["source"] if label in evaluated.records else how_to_get(run.model)}
               for label, run in asked.items()}).T
 

@@ -234,6 +234,7 @@ def test_tiers_ask_the_papers_models():
 
 def test_models_of_like_size():
     assert of_like_size("SmolLM2 0.135B", list(MEANS)) == ["Mamba 0.13B", "RWKV 0.169B"] and of_like_size("RWKV 3B", list(MEANS)) == ["RWKV 3B"] and of_like_size("Random Mamba", list(MEANS)) == []
+    assert of_like_size("Another 12.5B", list(MEANS)) == ["Pythia 12B"] and of_like_size("Another 100B", list(MEANS)) == []
 
 
 # Parameters.

@@ -168,10 +168,11 @@ EDGES = {
     "language_mamba_outperforms_rwkv_paper": [(pairs_with(0.1, 0.1, 0.1, 0.014), REPRODUCED), (pairs_with(0.1, 0.1, 0.1, 0.013), PARTLY), (pairs_with(0.1, 0.1, 0.1, -0.2), PARTLY), (pairs_with(0.1, 0.1, -0.01, -0.01), NOT_REPRODUCED), (pairs_with(-0.1, -0.1, -0.1, -0.1), NOT_REPRODUCED),
                                               (pairs_with(0.1, 0.1, 0.1), UNDECIDED)],
     "language_mamba_close_to_llama_paper": [(llama(0.8, 0.8), REPRODUCED), (llama(1.0, 0.1), REPRODUCED), (llama(0.8, 0.819), PARTLY), (llama(0.8, 0.819, 4000), REPRODUCED), (llama(0.8, 0.849), PARTLY), (llama(0.8, 0.851), NOT_REPRODUCED), (stored({"LLaMA 7B": 0.8}), UNDECIDED)],
-    "language_mamba_on_par_paper": [(llama(0.8, 0.8), REPRODUCED), (llama(0.8, 0.86), NOT_REPRODUCED), (stored({"Mamba 2.80B": 0.8, "GPT-J 6B": 0.7}), UNDECIDED)],
+    "language_mamba_on_par_paper": [(llama(0.8, 0.8), REPRODUCED), (llama(0.8, 0.86), NOT_REPRODUCED), (stored({"Mamba 2.80B": 0.8, "GPT-J 6B": 0.7, "Pythia 2.8B": 0.7, "Pythia 6.9B": 0.9, "Pythia 12B": 0.8}), NOT_REPRODUCED),
+                                    (stored({"Mamba 2.80B": 0.8, "GPT-J 6B": 0.7}), UNDECIDED)],
     "language_improves_with_size_paper": [(grown(0.71), REPRODUCED), (grown(0.695), PARTLY), (grown(0.68), NOT_REPRODUCED), (stored({"Mamba 1B": 0.1, "Mamba 2B": 0.2}), UNDECIDED)],
     "language_tasks_counted": [(tasks_with_numbers(18), NOT_REPRODUCED), (stored({"A": 0.5}).pad(task=(0, 9), constant_values=0.5), REPRODUCED)],
-    "language_examples_help_paper": [(curve(0.3, 0.6, 0.7, 0.8), REPRODUCED), (curve(0.3, 0.7, 0.7, 0.695), REPRODUCED), (curve(0.3, 0.7, 0.8, 0.75), PARTLY), (curve(0.3, 0.2, 0.7, 0.8), PARTLY), (curve(0.5, 0.7, 0.8, 0.5), NOT_REPRODUCED), (stored({"Mamba 0.37B": {1: 0.1, 2: 0.4}}), UNDECIDED)],
+    "language_examples_help_paper": [(curve(0.3, 0.6, 0.7, 0.8), REPRODUCED), (curve(0.3, 0.7, 0.7, 0.695), REPRODUCED), (curve(0.3, 0.7, 0.8, 0.75), PARTLY), (curve(0.3, 0.2, 0.7, 0.8), PARTLY), (curve(0.5, 0.7, 0.8, 0.5), NOT_REPRODUCED), (stored({who: {1: 0.5, 256: 0.8 if who == IN_FIGURE_7[0] else 0.5} for who in IN_FIGURE_7}), NOT_REPRODUCED), (stored({"Mamba 0.37B": {1: 0.1, 2: 0.4}}), UNDECIDED)],
     "language_examples_help_as_drawn_paper": [(dropping(0.1, 0.8, 0.79), REPRODUCED), (dropping(0.9, 0.8, 0.79), NOT_REPRODUCED)],
     "language_tasks_make_the_rise_paper": [(dropping(0.3, 0.8, 0.81), REPRODUCED), (dropping(0.6, 0.7, 0.8), PARTLY), (dropping(0.7, 0.7, 0.8), NOT_REPRODUCED), (dropping(0.9, 0.7, 0.8), NOT_REPRODUCED), (dropping(0.8, 0.8, 0.8), UNDECIDED), (dropping(0.9, 0.8, 0.79), UNDECIDED), (stored({who: {1: 0.1, 2: 0.5} for who in IN_FIGURE_7}), UNDECIDED)],
 }

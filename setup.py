@@ -16,6 +16,6 @@ setup(
     package_data={project["lib_path"]: ["facts/*.tsv"]},
     python_requires=f">={project['min_python']}",
     install_requires=project["requirements"].split(),
-    extras_require={extra: project[f"{extra}_requirements"].split() for extra in ("dev", "baselines", "cuda")},
+    extras_require={extra: project[f"{extra}_requirements"].split() for extra in ("dev", "baselines", "language", "cuda")},
     entry_points={"console_scripts": project["console_scripts"].split()},
 )

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CATALOGUE', 'sentence', 'in_groups', 'in_families', 'trained_by', 'tasks', 'shifts', 'models', 'sizes',
-           'blocks', 'baselines', 'presets', 'stored_tiers', 'minutes', 'shown_runs', 'figures', 'in_order']
+           'blocks', 'baselines', 'presets', 'stored_tiers', 'minutes', 'minutes_asking', 'shown_runs',
+           'shown_evaluations', 'figures', 'in_order']
 
 # %% ../nbs/13a_catalogue.ipynb #bfd21d3d
 import inspect
@@ -19,6 +20,7 @@ from .baselines import BASELINES
 from .blocks import BLOCKS
 from .models import ARCHITECTURES, RELEASED, SIZES, TITLES, SequenceModel, architecture
 from .experiments import COMMITTED, EXPERIMENTS, TIERS, project_root
+from .language import LanguageRun, language_cost
 from .presets import PAPERS
 from .runs import RunConfig, load_cost
 from .results import load_dataset
@@ -134,10 +136,21 @@ def minutes(configs: Iterable[RunConfig]) -> float:
     return sum(cost["training_seconds"] + cost["exam_seconds"] for cost in costs) / 60
 
 
+def minutes_asking(evaluations: Iterable[LanguageRun]) -> float:
+    "What evaluations of the project took, loading included, one after the other."
+    return sum(language_cost(run, project_root() / COMMITTED)["seconds"] for run in evaluations) / 60
+
+
 def shown_runs(experiment: str, tier: str) -> list[RunConfig]:
     "The runs that a stored figure rests on."
     numbers = load_dataset(project_root() / COMMITTED / experiment / f"{tier}.nc")
     return [RunConfig.from_dict(run) for run in json.loads(numbers.attrs["runs"]).values()]
+
+
+def shown_evaluations(experiment: str, tier: str) -> list[LanguageRun]:
+    "The evaluations of language models that a stored figure rests on."
+    numbers = load_dataset(project_root() / COMMITTED / experiment / f"{tier}.nc")
+    return [LanguageRun.from_dict(run) for run in json.loads(numbers.attrs.get("evaluations", "{}")).values()]
 
 
 def figures() -> pd.DataFrame:
@@ -146,7 +159,7 @@ def figures() -> pd.DataFrame:
     for name, experiment in EXPERIMENTS.items():
         tiers = stored_tiers(name)
         drawn = ", ".join(f"[{tier}](../{COMMITTED}/{name}/{tier}.svg)" for tier in tiers)
-        took = f"{minutes(shown_runs(name, 'laptop')):.1f}" if "laptop" in tiers else ""
+        took = f"{minutes(shown_runs(name, 'laptop')) + minutes_asking(shown_evaluations(name, 'laptop')):.1f}" if "laptop" in tiers else ""
         for where in experiment.where or ("ours",):
             rows.append({"figure or table": where, "notebook": f"[{name}](../nbs/experiments/{name}.ipynb)", "stored figures": drawn, "command": f"`make reproduce ONLY={name}`", "minutes": took})
     return pd.DataFrame(rows).sort_values("figure or table", key=lambda column: column.map(in_order), kind="stable", ignore_index=True)

@@ -9,10 +9,11 @@ from project import ROOT
 
 from iclrepro import experiments
 from iclrepro.baselines import BASELINES, averaging, least_squares
-from iclrepro.catalogue import figures, minutes, shown_runs, stored_tiers
+from iclrepro.catalogue import figures, minutes, minutes_asking, shown_evaluations, shown_runs, stored_tiers
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import (COMMITTED, EXPERIMENTS, TASK_SIZES, TIERS, Yardstick, baseline_scores, check_parameters, collect, experiment_runs, gather, left_out, measure_baseline,
-                                  size_of, task_runs, yardstick_exams)
+                                  experiment_evaluations, size_of, task_runs, yardstick_exams)
+from iclrepro.language import find_language_record
 from iclrepro.results import load_dataset
 from iclrepro.runs import RunConfig, find_record, run
 from iclrepro.tasks import LinearRegression, make_task
@@ -123,10 +124,12 @@ def test_a_stored_figure_rests_on_stored_records(name, tier):
         assert record is not None and config in asked.values(), label
         assert json.loads(numbers.attrs["commits"])[label] == record.attrs["commit"]
     for file in json.loads(numbers.attrs["baselines"]): assert (home / file).exists()
-    assert minutes(shown_runs(name, tier)) > 0
+    evaluations = shown_evaluations(name, tier)
+    for run in evaluations: assert run in experiment_evaluations(name, tier).values() and find_language_record(run, home) is not None
+    assert minutes(shown_runs(name, tier)) + minutes_asking(evaluations) > 0
 
 
-WANTED = [f"Grazzi et al., Fig. {number}" for number in (1, 2, 3, 4, 5, 8, 9, 10, 11, 12)] + ["Park et al., Table 1"] + [
+WANTED = [f"Grazzi et al., Fig. {number}" for number in range(1, 13)] + ["Grazzi et al., Table 1", "Park et al., Table 1"] + [
     f"Park et al., {what}" for what in ("regression and tree curves", "regression by training FLOPs", "outlier regression", "sparse parity, evaluation", "sparse parity, convergence", "chain-of-thought figure", "formal languages")]
 
 
@@ -141,6 +144,7 @@ def test_a_figure_of_the_papers_is_found_with_its_notebook_picture_records_and_c
         assert f"make reproduce ONLY={name}" in row and re.search(r"\| [\d.]+ \|$", row), row
         for path in re.findall(r"\]\(([\w/.]+)\)", row): assert (ROOT / path).exists()
         assert f"(figures/{name}/laptop.svg)" in row and all(find_record(config, ROOT / COMMITTED) is not None for config in experiment_runs(name, "laptop").values())
+        assert all(find_language_record(run, ROOT / COMMITTED) is not None for run in experiment_evaluations(name, "laptop").values())
 
 
 def test_the_table_of_figures_leads_to_notebooks_and_pictures():

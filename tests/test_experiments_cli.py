@@ -24,7 +24,7 @@ from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECID
                              ledger, save_verdicts, to_markdown)
 from iclrepro.cli import main, override
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
-from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_runs, published
+from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
 from iclrepro.prompts import Draws, Prompt
 from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset
@@ -414,7 +414,7 @@ def test_a_second_call_says_there_is_nothing_to_do_and_does_nothing(smoke):
     assert time.monotonic() - started < 30, "seconds were promised"
 
 
-OTHER_AXES = ("grazzi_probing", "park_table1", "park_parity_convergence", "park_mqar", "park_languages", "disagreements")  # layers, cells, parameters, widths, tokens, bars
+OTHER_AXES = ("grazzi_language_accuracy", "grazzi_probing", "park_table1", "park_parity_convergence", "park_mqar", "park_languages", "disagreements")  # layers, cells, parameters, widths, tokens, bars
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -504,6 +504,7 @@ def copied(smoke, target, folders):
 
 def kept_files():
     runs = {f"runs/{folder}/{name}" for folder in RUNS for name in ("record.nc", "cost.json")}
+    runs |= {f"language/{run.folder}/{name}" for experiment in EXPERIMENTS for run in experiment_evaluations(experiment, "smoke").values() for name in ("record.nc", "cost.json")}
     return runs | {name for name in FILES if name.startswith(tuple(EXPERIMENTS)) and not name.endswith(".ipynb")}
 
 
@@ -525,13 +526,13 @@ def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path
     for ending in (".svg", ".vl.json", ".nc", ".csv", ".verdicts.json"):
         assert (root / f"sparse_parity/smoke{ending}").read_bytes() == (smoke.root / f"sparse_parity/smoke{ending}").read_bytes(), ending
     after = states(root)
-    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "sparse_parity/"))} | baseline_files(smoke.root)
+    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "language/", "sparse_parity/"))} | baseline_files(smoke.root)
     assert not any(name.startswith("runs/") for name in changed(before, after))
 
 
 def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, monkeypatch):
     monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
-    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "baselines"])
+    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "language", "baselines"])
     (root / "sparse_parity" / "smoke.svg").unlink()
     status, said = command_line("keep", "--tier", "smoke", "--root", root)
     assert status == 2 and str(root / "sparse_parity" / "smoke.svg") in said
@@ -539,7 +540,7 @@ def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, m
 
 
 def test_a_run_that_fails_is_named_with_its_reason(smoke, tmp_path):
-    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "baselines"])
+    root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "language", "baselines"])
     folder = root / "runs" / experiment_runs("sparse_parity", "smoke")["Transformer"].folder
     (folder / "record.nc").unlink()
     (folder / "checkpoint.pt").write_bytes(b"damage")

@@ -11,8 +11,8 @@ import pytest
 from project import MODULES, ROOT, name_of, run
 
 FILES_AND_CHARTS = {"xarray", "altair", "papermill", "nbformat", "nbconvert", "jupytext", "snakemake", "IPython"}
-DEVELOPMENT_ONLY = {"nbdev", "fastcore", "execnb", "pytest", "transformers"}
-OPTIONAL = {"numba", "triton", "mamba_ssm", "causal_conv1d", "sklearn", "joblib", "xgboost"}
+DEVELOPMENT_ONLY = {"nbdev", "fastcore", "execnb", "pytest"}
+OPTIONAL = {"numba", "triton", "mamba_ssm", "causal_conv1d", "sklearn", "joblib", "xgboost", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "accelerate"}
 
 LIBRARY_NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))

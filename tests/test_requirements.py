@@ -98,7 +98,7 @@ def test_package_metadata_follow_settings():
     for requirement in map(Requirement, metadata.requires(settings["lib_name"])):
         extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
         declared.setdefault(f"{extra[1]}_requirements" if extra else "requirements", set()).add(without_marker(requirement))
-    keys = "requirements", "dev_requirements", "baselines_requirements", "cuda_requirements"
+    keys = "requirements", "dev_requirements", "baselines_requirements", "language_requirements", "cuda_requirements"
     assert declared == {key: set(map(without_marker, requirements(key))) for key in keys}
 
 

@@ -147,7 +147,7 @@ if evaluated.records:
 best = {family: table["5 examples"][[who for source, who in rows if source == "paper" and family_of(who) == family]].idxmax() for family in ("Mamba", "RWKV", "LLaMA")}
 finding = "Mean accuracy behind five examples, paper: " + ", ".join(f"{who} {table['5 examples'][who]:.3f}" for who in best.values())
 if evaluated.records: finding += "; ours: " + ", ".join(f"{who} {table['5 examples'][f'{who}, ours']:.3f}" for who in list(evaluated.records)[:4])
-notes = [*(["Models of random weights: they know nothing."] if settings.tier == "smoke" and not settings.models else []), *(["*: not among the paper's 18."] if evaluated.records and any(task not in PAPER_TASKS for task in numbers.task.values) else []), *not_asked(settings, evaluated)]
+notes = [*(["Models of random weights: they know nothing."] if settings.tier == "smoke" and not settings.models else []), *(["Ours: the same tasks, word pairs of our own."] if evaluated.records else []), *(["*: not among the paper's 18."] if evaluated.records and any(task not in PAPER_TASKS for task in numbers.task.values) else []), *not_asked(settings, evaluated)]
 bands = ("Box: quartiles over tasks; dots: tasks; filled: mean with 5–95 % bootstrap over tasks; hollow: mean without examples.",
          "Paper: 400 questions a task, 50 for LLaMA, Pythia, GPT-J." + (" Task by task, ours: filled with 5–95 % Wilson interval over questions, hollow without examples; dark tick: always the commonest answer, pale tick: guessing; crosses: the paper's models of that size." if evaluated.records else ""))
 chart = with_face(alt.vconcat(*panels).resolve_scale(color="independent", x="independent"), finding, settings.tier, notes, bands)

@@ -163,7 +163,7 @@ finding = f"Paper: of the rise beyond 16 examples {total['same tasks'] / total['
 if evaluated.records:
     ends = {who: numbers["mean"].sel(source="ours", who=who, kind="fixed").dropna("examples") for who in drawn["ours"]}
     finding += "; ours, same tasks: " + ", ".join(f"{who} {curve[0].item():.2f} to {curve[-1].item():.2f}" for who, curve in ends.items() if len(curve))
-notes = [*(["Models of random weights: they know nothing."] if settings.tier == "smoke" and not settings.models else []), *([f"Dashed: {', '.join(beside)}, paper."] if evaluated.records and beside else []), *(["*: not among the paper's 18."] if evaluated.records and any(task not in PAPER_TASKS for task in numbers.task.values) else []), *not_asked(settings, evaluated)]
+notes = [*(["Models of random weights: they know nothing."] if settings.tier == "smoke" and not settings.models else []), *(["Ours: the same tasks, word pairs of our own."] if evaluated.records else []), *([f"Dashed: {', '.join(beside)}, paper."] if evaluated.records and beside else []), *(["*: not among the paper's 18."] if evaluated.records and any(task not in PAPER_TASKS for task in numbers.task.values) else []), *not_asked(settings, evaluated)]
 bands = ("Line: mean over tasks; band: 5–95 % bootstrap over tasks; figures below: number of tasks.", "Paper: 400 questions a task." + (" Task by task, ours: 5–95 % Wilson interval over questions; dotted: always the commonest answer." if evaluated.records else ""))
 chart = with_face(grid, finding, settings.tier, notes, bands)
 paths = publish(settings.stem, numbers, chart, table)

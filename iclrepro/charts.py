@@ -27,7 +27,8 @@ MODEL_COLOURS = {
     "Mamba": "#0072B2", "Mamba, RMS norm": "#332288", "MambaFormer": "#009E73", "Standard Hybrid": "#999933", "S4": "#CC79A7", "S4, post-norm": "#AA4499", "S4-Mamba": "#56B4E9",
     "RWKV-4": "#661100", "LSTM": "#88CCEE",
 }
-BASELINE_STYLES = {"Least squares": ("#333333", [1, 0]), "Bayes": ("#333333", [1, 0]), "3 nearest neighbours": ("#777777", [6, 3]), "Averaging": ("#AAAAAA", [2, 2]), "No context": ("#AAAAAA", [2, 2])}
+BASELINE_STYLES = {"Least squares": ("#333333", [1, 0]), "Bayes": ("#333333", [1, 0]), "3 nearest neighbours": ("#777777", [6, 3]), "Averaging": ("#AAAAAA", [2, 2]), "No context": ("#AAAAAA", [2, 2]),
+                   "Oracle": ("#333333", [1, 0]), "Most common answer": ("#AAAAAA", [2, 2])}
 SPARE_STYLES = [("#333333", [8, 2]), ("#777777", [4, 2]), ("#555555", [1, 2]), ("#999999", [8, 2, 2, 2]), ("#333333", [4, 4]), ("#777777", [1, 4])]  # of other yardsticks, in turn
 
 

@@ -99,16 +99,16 @@ def as_examinee(model: nn.Module) -> Examinee:
 
 def as_baseline_examinee(
     baseline: Callable[..., Tensor],
-    task: Task | None = None,  # says which component of a vector answer a scalar baseline predicts; default: the first
+    task: Task | None = None,  # says which component of a vector answer a scalar baseline predicts; default: the first. A baseline may ask for it
 ) -> Examinee:
     """A baseline as one who takes exams: `f(x, y, query)` predicts at every position. It is told what it has a parameter for: `at`, the positions asked;
-    `mask`, which points are clean; `n_pairs` of a prompt of keys and values; `vocab`, how many symbols there are."""
+    `mask`, which points are clean; `n_pairs` of a prompt of keys and values; `vocab`, how many symbols there are; `task`, as a model was trained on it."""
     wanted = inspect.signature(getattr(baseline, "function", baseline)).parameters
     component = 0 if task is None or task.answer_at is None else task.answer_at
 
     def answer(context: Prompt, query: Prompt | None, examples: list[int]) -> Tensor:
         x, y, mask = context
-        told = {"at": examples, "mask": mask, "n_pairs": (x.shape[1] - y.shape[1]) // 2, "vocab": y.shape[-1]}
+        told = {"at": examples, "mask": mask, "n_pairs": (x.shape[1] - y.shape[1]) // 2, "vocab": y.shape[-1], "task": task}
         keywords = {key: told[key] for key in told if key in wanted}
         if "y" not in wanted: return baseline(x, **keywords)[:, examples]
         prediction = baseline(x, scalar_answers(context, component).y, None if query is None else query.x, **keywords)[:, examples]

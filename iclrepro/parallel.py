@@ -49,7 +49,7 @@ def weighed(
     "The rows of a prompt, made such that their mean loss is a number."
     part = Prompt(*(field[rows] for field in prompt))
     count = part.mask.sum()
-    return part._replace(mask=part.mask | (count == 0)), (count.double() / prompt.mask.sum()).to(prompt.y.dtype)
+    return part._replace(mask=part.mask | (count == 0)), (count.double() / prompt.mask.sum()).to(prompt.y.dtype if prompt.y.is_floating_point() else torch.float64)  # answers may be symbols
 
 # %% ../nbs/07e_data_parallel.ipynb #fd174db9
 def under_torchrun() -> bool:
@@ -127,7 +127,7 @@ class Shares(Stack):
             prediction, parts = predict(self.members[0].model, prompt), []
             for rank in range(self.group.size):
                 part, weight = weighed(prompt, rows := share(self.config.batch_size, rank, self.group.size))
-                parts.append(weight * task.loss(prediction[rows], part))
+                parts.append(weight.to(prediction.dtype) * task.loss(prediction[rows], part))
             if not torch.allclose(whole := task.loss(prediction, prompt), total := sum(parts), rtol=1e-3, equal_nan=True):
                 raise ValueError(f"the loss of task {task.name!r} is {whole.item():.6g} on a batch but {total.item():.6g} from its shares: only a mean over the points of the mask can be shared")
 
@@ -139,7 +139,7 @@ class Shares(Stack):
         "What this process adds to the losses, and to the gradients."
         if len(prompts[0].mask) < self.group.size: return super().differentiate(prompts)  # a prompt on trial
         parts, weights = zip(*(weighed(prompt, self.rows) for prompt in prompts))
-        weight = torch.stack(weights)
+        weight = torch.stack(weights).to(self.grad.dtype)
         losses = super().differentiate(list(parts))
         self.grad.mul_(weight[:, None])
         return losses * weight

@@ -244,4 +244,7 @@ SHIFTS |= {
     **{f"query_noise_{s}": Shift(f"noise of {s} on the query", task=with_options(query_noise=float(s)), fits=(has_options("query_noise"),)) for s in (0.1, 0.4, 0.7, 1, 2, 3, 5)},
     **{f"query_position_{i}": Shift(f"query for pair {i}", task=with_options(query_position=i), fits=(has_options("query_position"),)) for i in (*range(0, 64, 8), 63)},
     "new_languages": Shift("languages never trained on", task=with_options(n_languages=0), fits=(has_options("n_languages"),)),
+    **{f"{family}_{tasks}_tasks_{words}_words": Shift(f"{family}, {tasks.replace('_', '-')} tasks, {words.replace('_', '-')} words",
+                                                      task=with_options(family=family, tasks=tasks, words=words, most_tasks=1), fits=(has_options("tasks", "words"),))
+       for family in ("forms", "facts") for tasks in ("trained", "held_out") for words in ("trained", "held_out")},
 }

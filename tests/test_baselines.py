@@ -304,7 +304,7 @@ def test_bad_options_are_named(call, message):
 
 
 TASKS = ("linear_regression noisy_linear_regression skewed_linear_regression sparse_linear_regression relu_network decision_tree orthogonal_outliers "
-         "many_outliers sparse_parity chain_of_thought vector_mqar associative_recall formal_languages").split()
+         "many_outliers sparse_parity chain_of_thought vector_mqar associative_recall formal_languages few_shot_mappings").split()
 
 
 def test_every_task_has_yardsticks_with_titles_of_their_own():

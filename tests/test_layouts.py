@@ -259,11 +259,12 @@ def test_every_layout_gives_predictions_shaped_like_the_answers():
     draws = Draws(7)
     prompts = {"pairs": (Prompt(draws.normal(2, 5, 4), draws.normal(2, 5), ones(2, 5)), 4, 1), "chain": (thoughts(2, 5, 4, 3), 4, 4),
                "vectors": (Prompt(draws.normal(2, 9, 4), draws.normal(2, 2, 4), ones(2, 2)), 4, 4),
-               "symbols": (Prompt(draws.integers(4, 2, 9), draws.normal(2, 9, 4), ones(2, 9)), 4, 4)}
+               "symbols": (Prompt(draws.integers(4, 2, 9), draws.normal(2, 9, 4), ones(2, 9)), 4, 4),
+               "mappings": (Prompt(draws.integers(4, 2, 12), draws.integers(4, 2, 3), ones(2, 3)), 4, 4)}
     assert prompts.keys() == LAYOUTS.keys()
     for layout, (prompt, d_in, d_out) in prompts.items():
         model = build_model(ModelConfig("attn", d_in, d_out, d_model=16, layout=layout), 0)
-        assert predict(model, prompt).shape == prompt.y.shape
+        assert predict(model, prompt).shape == (*prompt.y.shape, *((d_out,) if layout == "mappings" else ()))  # there an answer is a symbol, a prediction its logits
 
 
 def test_flops_of_reading_are_counted_by_hand():
@@ -274,6 +275,7 @@ def test_flops_of_reading_are_counted_by_hand():
     assert reading("pairs", 5, 1, 9) == 2 * 16 * (9 * 5 + 5 * 1)
     assert reading("vectors", 4, 4, 9) == 2 * 16 * (9 * 4 + 9 * 4)
     assert reading("symbols", 7, 7, 9) == 2 * 16 * 9 * 7
+    assert reading("mappings", 7, 7, 12) == 2 * 16 * 3 * 7
     assert reading("chain", 2, 6, 11) == 2 * 16 * (4 * 2 + 4 * 5 + 3 * 1 + 4 * 6)  # the last answer is not fed
 
 

@@ -155,7 +155,7 @@ def test_the_catalogue_lists_everything():
 
 def test_every_name_of_the_issue_is_in_the_catalogue():
     assert {"linear_regression", "noisy_linear_regression", "skewed_linear_regression", "sparse_linear_regression", "relu_network", "decision_tree", "orthogonal_outliers", "many_outliers",
-            "sparse_parity", "chain_of_thought", "vector_mqar", "formal_languages", "associative_recall"} == set(TASKS)
+            "sparse_parity", "chain_of_thought", "vector_mqar", "formal_languages", "associative_recall", "few_shot_mappings"} == set(TASKS)
     assert {"attn", "mlp", "mamba", "s4d", "s4d_post", "s4mamba", "rwkv_time", "rwkv_channel", "lstm"} == set(BLOCKS)
     assert {"none", "noisy", "orthants", "x_scale_0.333", "x_scale_0.5", "x_scale_2", "x_scale_3", "y_scale_0.333", "y_scale_0.5", "y_scale_2", "y_scale_3", "half_subspace",
             "half_subspace_coordinates", "skewed", "isotropic", "orthogonal", "overlapping", "linear", "clean"} <= set(SHIFTS)

@@ -428,7 +428,8 @@ def test_question_and_context_share_what_a_shift_does_to_answers(monkeypatch):
 
 def test_every_shift_of_the_papers_has_a_name_and_a_title():
     named = {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, *ISOTROPIC, "linear", "clean", "outliers_random", "outliers_fixed", "outliers_fixed_as_released", "new_languages",
-             *(f"query_noise_{s}" for s in (0.1, 0.4, 0.7, 1, 2, 3, 5))}
+             *(f"query_noise_{s}" for s in (0.1, 0.4, 0.7, 1, 2, 3, 5)),
+             *(f"{family}_{tasks}_tasks_{words}_words" for family in ("forms", "facts") for tasks in ("trained", "held_out") for words in ("trained", "held_out"))}
     assert named == {shift for shift in SHIFTS if not shift.startswith("query_position")}
     titles = [shift.title for shift in SHIFTS.values()]
     assert len(set(titles)) == len(titles)

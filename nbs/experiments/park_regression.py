@@ -35,7 +35,7 @@ use_svg()
 # %% [markdown]
 # ## The runs
 #
-# On a laptop S4 and S4-Mamba learn two of the tasks, in the smallest tier one.
+# In the smaller tiers S4 and S4-Mamba learn one of the tasks.
 
 # %%
 records = collect(settings, partly=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from chance import near, uniform
 from iclrepro.baselines import mapping_oracle, most_common_answer, oracle_on_facts
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, take
 from iclrepro.experiments import CONDITIONS, MAPPING_SHAPES, TASK_SIZES, TIERS, experiment_runs, mean_accuracy, share_gained
@@ -24,18 +25,6 @@ SMALL = FewShotMappings(dim=30, n_points=7, n_rare=10, n_forms=5, n_attributes=6
 EXAMS = {f"{family}_{tasks}_tasks_{words}_words": replace(SMALL, family=family, tasks=tasks, words=words, most_tasks=1)
          for family in FAMILIES for tasks in ("trained", "held_out") for words in ("trained", "held_out")}
 ALL = {"training": SMALL} | EXAMS
-
-
-def near(value, expected, standard_error, what=""):
-    "Within five standard errors, everywhere."
-    gap = np.max(np.abs(np.asarray(value, dtype=float) - expected) / np.asarray(standard_error, dtype=float))
-    assert gap < 5, f"{what}: {gap:.1f} standard errors off"
-
-
-def uniform(counts, what=""):
-    "A chi-square statistic within five of its standard deviations."
-    counts = np.asarray(counts, dtype=float)
-    near(((counts - counts.mean())**2 / counts.mean()).sum(), len(counts) - 1, math.sqrt(2 * (len(counts) - 1)), what)
 
 
 # The definition, in plain Python ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from chance import near, uniform
 from iclrepro.models import ModelConfig, build_model, predict
 from iclrepro.prompts import LAYOUTS, STREAMS, Draws
 from iclrepro.tasks import (AssociativeRecall, ChainOfThought, FormalLanguages, ManyOutliers, OrthogonalOutliers, VectorMQAR, draw_languages,
@@ -29,19 +30,6 @@ WORLDS = {
     "languages": FormalLanguages(**SMALL),
     "pool": FormalLanguages(**SMALL, n_languages=4),
 }
-
-
-def near(value, expected, standard_error, what=""):
-    "Within five standard errors, everywhere."
-    gap = np.max(np.abs(np.asarray(value, dtype=float) - expected) / np.asarray(standard_error, dtype=float))
-    assert gap < 5, f"{what}: {gap:.1f} standard errors off"
-
-
-def uniform(counts, what=""):
-    "A chi-square statistic within five of its standard deviations."
-    counts = np.asarray(counts, dtype=float)
-    assert len(counts) > 1
-    near(((counts - counts.mean())**2 / counts.mean()).sum(), len(counts) - 1, math.sqrt(2 * (len(counts) - 1)), what)
 
 
 def dot(a, b): return math.fsum(x * y for x, y in zip(a, b, strict=True))

@@ -13,8 +13,8 @@ import torch
 from chance import near, uniform
 from iclrepro.baselines import mapping_oracle, most_common_answer, oracle_on_facts
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, take
-from iclrepro.experiments import CONDITIONS, MAPPING_SHAPES, TASK_SIZES, TIERS, experiment_runs, mean_accuracy, share_gained
-from iclrepro.models import ModelConfig, SequenceModel, build_model, model_for, predict
+from iclrepro.experiments import CONDITIONS, MAPPING_SHAPES, RATES, TASK_SIZES, TIERS, experiment_runs, mean_accuracy, share_gained
+from iclrepro.models import TITLES, ModelConfig, SequenceModel, build_model, model_for, predict
 from iclrepro.prompts import LAYOUTS, STREAMS, Draws, Prompt, at_arrows
 from iclrepro.results import load_dataset
 from iclrepro.shifts import SHIFTS, fitting_shifts, sample_shifted
@@ -365,10 +365,12 @@ def test_symbols_for_a_model_of_mappings():
 @pytest.mark.parametrize("tier", TIERS)
 def test_terms_are_equal(tier):
     runs, size = experiment_runs("language_architectures", tier), TASK_SIZES["few_shot_mappings"][tier]
-    assert len(runs) == len(MAPPING_SHAPES[tier]) >= 4
+    assert len(runs) == len(MAPPING_SHAPES[tier]) * len(RATES[tier]) and len(MAPPING_SHAPES[tier]) >= 4
     first = next(iter(runs.values()))
     for run in runs.values():
-        assert replace(run.train, model=first.train.model) == first.train and run.exams == first.exams and run.train.task == size.task
+        assert replace(run.train, model=first.train.model, lr=first.train.lr) == first.train and run.exams == first.exams and run.train.task == size.task
+    assert {label: run.train.lr for label, run in runs.items()} == {
+        title if len(RATES[tier]) == 1 else f"{title}, rate {rate:g}": rate for title in (TITLES[name] for name in MAPPING_SHAPES[tier]) for rate in RATES[tier]}
     counts = []
     for run in runs.values():
         with torch.device("meta"): counts.append(sum(p.numel() for p in SequenceModel(run.train.model).parameters()))

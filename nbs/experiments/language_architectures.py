@@ -26,13 +26,15 @@ from iclrepro.experiments import check_parameters
 settings = check_parameters("language_architectures", globals())
 
 # %%
+import json
+
 import altair as alt
 import pandas as pd
 
 from iclrepro.baselines import oracle_on_facts
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import has_learnt_mappings, judge_all, ledger, save_verdicts
-from iclrepro.experiments import CONDITIONS, Yardstick, collect, config_of, costs, drawn_examples, gather, left_out, mean_accuracy
+from iclrepro.experiments import CONDITIONS, Yardstick, at_their_best, collect, config_of, costs, drawn_examples, final_loss, gather, left_out, mean_accuracy, standing_on
 from iclrepro.tasks import FAMILIES
 use_svg()
 
@@ -40,17 +42,19 @@ use_svg()
 # ## The runs
 
 # %%
-records = collect(settings, partly=True)
-configs = {title: config_of(record) for title, record in records.items()}
+every = collect(settings, partly=True)
+records = at_their_best(every)
+configs = {label: config_of(record) for label, record in every.items()}
 task, exam = next((config.train.task, config.exams[0]) for config in configs.values())
 trained_to, longest = task.n_points - 1, exam.n_points - 1
-pd.DataFrame({title: {"blocks": config.train.model.pattern, "width": config.train.model.d_model, "parameters": records[title].attrs["n_parameters"], "symbols": task.d_in, "lines a document": task.n_points,
-                      "steps": config.train.steps, "batch": config.train.batch_size, "seeds": len(config.train.seeds), "loss at the end": round(float(records[title]["loss"].isel(step=-1).mean()), 3)} for title, config in configs.items()}).T
+pd.DataFrame({label: {"blocks": config.train.model.pattern, "width": config.train.model.d_model, "parameters": every[label].attrs["n_parameters"], "symbols": task.d_in, "lines a document": task.n_points,
+                      "steps": config.train.steps, "batch": config.train.batch_size, "rate": f"{config.train.lr:g}", "seeds": len(config.train.seeds), "loss at the end": round(final_loss(every[label]), 3),
+                      "shown below": "yes" if any(every[label] is shown for shown in records.values()) else "no"} for label, config in configs.items()}).T
 
 # %%
 parameters = pd.Series({title: record.attrs["n_parameters"] for title, record in records.items()})
 assert settings.tier == "smoke" or parameters.max() <= 1.1 * parameters.min(), "equal terms: parameters within a tenth"
-assert len({(config.train.task, config.train.steps, config.train.batch_size, config.train.lr, config.train.schedule, config.exams) for config in configs.values()}) == 1
+assert len({(config.train.task, config.train.steps, config.train.batch_size, config.train.schedule, config.exams) for config in configs.values()}) == 1
 
 # %% [markdown]
 # ## Main numbers
@@ -59,6 +63,7 @@ assert len({(config.train.task, config.train.steps, config.train.batch_size, con
 
 # %%
 numbers = gather(settings, records, {"Oracle": Yardstick("mapping_oracle", n_prompts=256), "Most common answer": Yardstick("most_common_answer", n_prompts=256)})
+numbers = numbers.assign_attrs(standing_on(settings, every, json.loads(numbers.attrs["baselines"])))  # the rates that were not chosen, too
 exams = {condition: [f"{family}_{condition}" for family in FAMILIES] for condition in CONDITIONS}
 columns = {f"after {k}": (k, None) for k in (1, trained_to, 4 * trained_to)} | {f"{words}, after {trained_to}": (trained_to, exams[condition]) for condition, words in CONDITIONS.items()}
 table = pd.DataFrame({title: {who: mean_accuracy(numbers, who, *asked).mean() for who in numbers.who.values} for title, asked in columns.items()}).rename_axis("model")
@@ -92,7 +97,8 @@ best_first = sorted(records, key=lambda who: -table.loc[who, f"after {trained_to
 finding = f"Mean accuracy after {trained_to} / {4 * trained_to} examples: " + ", ".join(f"{who} {table.loc[who, f'after {trained_to}']:.2f} / {table.loc[who, f'after {4 * trained_to}']:.2f}" for who in best_first)
 unlearnt = [who for who in records if not has_learnt_mappings(numbers, who)]
 notes = [*([f"Trained tasks not learnt at this tier: {'all models' if len(unlearnt) == len(records) else '; '.join(unlearnt)}."] if unlearnt else []),
-         f"{parameters.min() / 1e6:.2g} to {parameters.max() / 1e6:.2g} million parameters; a label has {task.n_values} values.", *left_out(settings, records)]
+         *([f"Each at the rate with the lowest training loss of those run: {', '.join(f'{who} {config_of(record).train.lr:g}' for who, record in records.items())}."] if len(every) > len(records) else []),
+         f"{parameters.min() / 1e6:.2g} to {parameters.max() / 1e6:.2g} million parameters; a label has {task.n_values} values.", *left_out(settings, every)]
 chart = with_face(grid, finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart
@@ -109,4 +115,4 @@ ledger(verdicts)
 # ## What it cost
 
 # %%
-costs(settings, records)
+costs(settings, every)

@@ -60,7 +60,7 @@ TASK_SIZES: dict[str, dict[str, Size]] = {}  # study -> tier -> size; the chapte
 _FOUR = {"shifts": ("none", "noisy", "skewed", "orthants")}
 TASK_SIZES["linear_regression"] = {
     "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10, **_FOUR),
-    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 3000, 1e-3, 64, (0, 1), n_prompts=640, batch_size=32, **_FOUR),
+    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 4000, 1e-3, 64, (0, 1), n_prompts=640, batch_size=32, **_FOUR),
     "gpu": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 100_000, 1e-4, 161, precision="tf32", **_FOUR),
     "paper": Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 500_001, 1e-4, 161, **_FOUR),
 }

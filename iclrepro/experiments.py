@@ -1264,7 +1264,7 @@ class Questions:
 _ALL, _TINY = tuple(LANGUAGE_TASKS), ("algorithmic_next_letter", "linguistic_antonyms", "knowledge_country_capital", "translation_fr_en")
 LANGUAGE_QUESTIONS: dict[str, dict[str, Questions]] = {
     "accuracy": {"smoke": Questions(_TINY, (0, 5), 4), "laptop": Questions(_ALL, (0, 5), 400, "bfloat16"), "gpu": Questions(_ALL, (0, 5), 400), "paper": Questions(_ALL, (0, 5), 400)},
-    "context": {"smoke": Questions(_TINY, (1, 4, 32), 4), "laptop": Questions(_ALL, (1, 2, 4, 8, 16, 32, 64), 36, "bfloat16"),
+    "context": {"smoke": Questions(_TINY, (1, 4, 32), 4), "laptop": Questions(_ALL, (1, 2, 4, 8, 16, 32, 64), 30, "bfloat16"),
                 "gpu": Questions(PAPER_TASKS, tuple(2**i for i in range(9)), 400), "paper": Questions(PAPER_TASKS, tuple(2**i for i in range(9)), 400)},
 }  # study -> tier -> questions
 

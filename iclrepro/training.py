@@ -305,9 +305,9 @@ def training_flops(
     steps = config.steps if steps is None else steps
     with torch.device("meta"): model = SequenceModel(config.model)
     ramp = config.curriculum.points
-    lengths = [ramp.at(step) for step in range(0, steps, ramp.interval)]
-    counts = [min(ramp.interval, steps - step) for step in range(0, steps, ramp.interval)]
-    forward = sum(count * model.flops(config.task.n_tokens(points)) for points, count in zip(lengths, counts))
+    counts = {}  # prompt length -> steps; most of a run has the last one
+    for step in range(0, steps, ramp.interval): counts[ramp.at(step)] = counts.get(ramp.at(step), 0) + min(ramp.interval, steps - step)
+    forward = sum(count * model.flops(config.task.n_tokens(points)) for points, count in counts.items())
     return 3 * forward * config.batch_size * len(config.seeds)
 
 # %% ../nbs/07d_stack.ipynb #7c2c73c7

@@ -64,16 +64,27 @@ def rates(device: str = "h200") -> dict[tuple[str, str, str], float]:
     return {(row.size, row.model, row.precision): 1e12 * row.tflop_per_s for row in ours.itertuples(index=False)}
 
 
-def predicted_hours(run: RunConfig, rate: Mapping[tuple[str, str, str], float]) -> float:
-    "Hours of training all seeds of a run one after another, at the rates of `rates`."
-    return training_flops(run.train) / rate[*timed_like(run), run.train.precision] / 3600
+def predicted_hours(
+    run: RunConfig,
+    rate: Mapping[tuple[str, str, str], float],  # from `rates`
+    operations: float | None = None,             # of its training, all seeds; default: to its last step
+) -> float:
+    "Hours of training all seeds of a run one after another."
+    return (training_flops(run.train) if operations is None else operations) / rate[*timed_like(run), run.train.precision] / 3600
+
+
+def _with_sum(table: pd.DataFrame) -> pd.DataFrame:
+    "The table and, as its last row, the sum of all."
+    return pd.concat([table, table.sum().rename("all").to_frame().T]).rename_axis("task").astype(table.dtypes)
 
 
 def predicted(runs: Iterable[RunConfig], rate: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
     "A row a task: runs, trainings, operations, predicted hours; the last row is their sum."
-    rows = pd.DataFrame([{"task": run.train.task.name, "runs": 1, "trainings": len(run.train.seeds), "operations": float(training_flops(run.train)), "hours": predicted_hours(run, rate)} for run in runs])
-    table = rows.groupby("task", sort=False).sum()
-    return pd.concat([table, table.sum().rename("all").to_frame().T]).rename_axis("task").astype({"runs": int, "trainings": int})
+    rows = []
+    for run in runs:
+        operations = float(training_flops(run.train))  # their sum is too large for an integer of 64 bits
+        rows.append({"task": run.train.task.name, "runs": 1, "trainings": len(run.train.seeds), "operations": operations, "hours": predicted_hours(run, rate, operations)})
+    return _with_sum(pd.DataFrame(rows).groupby("task", sort=False).sum())
 
 # %% ../nbs/13p_costs.ipynb #cc9e5287
 def beside_grazzi(rate: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
@@ -83,5 +94,4 @@ def beside_grazzi(rate: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
         runs = [preset("grazzi2024", task, model).run for model in PAPERS["grazzi2024"][2] if model != "s4" or task in GRAZZI_S4_TASKS]
         trainings = sum(len(run.train.seeds) for run in runs)
         rows.append({"task": task, "trainings": trainings, "hours on an RTX 2080, theirs": trainings * (24 if task in ("relu_network", "decision_tree") else 20), "predicted hours": sum(predicted_hours(run, rate) for run in runs)})
-    table = pd.DataFrame(rows).set_index("task")
-    return pd.concat([table, table.sum().rename("all").to_frame().T]).rename_axis("task").astype({"trainings": int})
+    return _with_sum(pd.DataFrame(rows).set_index("task"))

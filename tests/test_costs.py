@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import xarray as xr
 from project import ROOT
@@ -55,6 +56,13 @@ def test_rates_are_the_last_that_were_measured():
     assert found.keys() == expected.keys() and len(found) >= 16
     for kind, rate in expected.items(): assert found[kind] == pytest.approx(rate, rel=2e-3)
     with pytest.raises(ValueError, match="no record of a step on 'tpu': choose one of cpu, h200"): rates("tpu")
+
+
+def test_a_rate_of_an_earlier_record_is_none_of_the_last(monkeypatch):
+    rows = [("1 May", "mamba", 1.0), ("1 May", "transformer", 2.0), ("2 May", "mamba", 3.0)]
+    record = pd.DataFrame([{"date": date, "size": "small", "model": model, "precision": "tf32", "who": "iclrepro", "seeds": 1, "tflop_per_s": rate} for date, model, rate in rows])
+    monkeypatch.setattr("iclrepro.costs.stored_records", lambda name: {"h200": record})
+    assert rates() == {("small", "mamba", "tf32"): 3e12}
 
 
 @pytest.mark.parametrize(("pattern", "like"), [

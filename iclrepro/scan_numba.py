@@ -31,7 +31,7 @@ def _jit(function: Callable, fastmath: tuple[str, ...] = ("contract", "reassoc",
         return function
     options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     try:
-        return numba.njit(cache="__file__" in globals(), **options)(function)
+        return numba.njit(cache="__file__" in function.__globals__, **options)(function)
     except RuntimeError:  # no folder for the cache can be written
         return numba.njit(**options)(function)
 
@@ -288,7 +288,9 @@ def scan_numba(
 # %% ../nbs/03a_scan_numba.ipynb #b7409e8c
 def vector_lanes(kernel: Callable) -> int:
     """The most float32 lanes that a multiplication in a compiled Numba `kernel` has, 1 if all are scalar; the fewest possible where the width is known to the processor alone."""
-    return _lanes("".join(kernel.inspect_llvm().values()))
+    fresh = numba.jit(**kernel.targetoptions)(kernel.py_func)  # a cached kernel has no listing
+    for signature in kernel.signatures: fresh.compile(signature)
+    return _lanes("".join(fresh.inspect_llvm().values()))
 
 
 def _lanes(code: str) -> int:

@@ -1,5 +1,6 @@
 """The selective scan and the causal convolution: every backend against loops, in value, gradient, error and byte."""
 import math
+import os
 import subprocess
 import sys
 import types
@@ -340,6 +341,18 @@ if child == 0: os._exit(0 if run() == first else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_vector_lanes_of_kernels_that_came_from_the_cache_on_disk(tmp_path):
+    code = """
+import torch
+from iclrepro import scan_numba
+scan_numba.conv_numba(torch.ones(2, 9, 32), torch.ones(32, 4), torch.ones(32), True)
+kernel = scan_numba._conv_forward
+print(sum(kernel.stats.cache_hits.values()), scan_numba.vector_lanes(kernel))
+"""
+    said = [subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, timeout=120, check=True, capture_output=True, text=True).stdout.split() for _ in range(2)]
+    assert [hits for hits, _ in said] == ["0", "1"] and said[0][1] == said[1][1] and int(said[0][1]) > 1
 
 
 class Layer(nn.Module):

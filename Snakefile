@@ -4,8 +4,7 @@
 import sys
 from pathlib import Path
 
-from iclrepro.cli import chosen_experiments, runs_at
-from iclrepro.experiments import experiment_runs, project_root
+from iclrepro.experiments import chosen_experiments, experiment_runs, project_root, runs_at
 from iclrepro.models import parse_pattern
 
 shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # the environment need not be activated

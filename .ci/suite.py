@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,17 +15,16 @@ BIN = Path(sys.executable).parent
 WORKERS = 2
 
 
-def run(*command, quiet=False, **environment):
-    """Run `command` in the repository, echo its output as it comes, or at its end if `quiet`, and return exit status and output."""
+def run(*command, **environment):
+    """Run `command` in the repository, echo its output as it comes, and return exit status and output."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PATH": path, **environment}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     lines = []
     for line in process.stdout:
-        if not quiet: print(line, end="", flush=True)
+        print(line, end="", flush=True)
         lines.append(line)
-    if quiet: print("".join(lines), end="", flush=True)
     return process.wait(), "".join(lines)
 
 
@@ -44,18 +42,13 @@ def notebooks():
 
 
 def tests():
-    """Run pytest; return how many tests passed, failed and were skipped.
-
-    Two processes share the files: those that need the whole smoke tier, which is made once, and the others."""
-    with_smoke = [name for name in sorted(path.name for path in (ROOT / "tests").glob("test_*.py")) if "smoke)" in (ROOT / "tests" / name).read_text()]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        reports = [Path(folder) / f"{i}.xml" for i in range(2)]
-        chosen = [[f"tests/{name}" for name in with_smoke], [f"--ignore=tests/{name}" for name in with_smoke]]
-        call = lambda words, report: run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=10", f"--junitxml={report}", *words, quiet=True)
-        statuses = [status for status, _ in pool.map(call, chosen, reports)]
-        counts = [ElementTree.parse(report).find("testsuite").attrib if report.exists() else {} for report in reports]
-    total, failures, errors, skipped = (sum(int(count.get(key, 0)) for count in counts) for key in ("tests", "failures", "errors", "skipped"))
-    failed = max(failures + errors, sum(status != 0 for status in statuses))
+    """Run pytest; return how many tests passed, failed and were skipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        status, _ = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=20", f"--numprocesses={WORKERS}", f"--junitxml={report}")
+        count = ElementTree.parse(report).find("testsuite").attrib if report.exists() else {}
+    total, failures, errors, skipped = (int(count.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
+    failed = max(failures + errors, int(status != 0))
     return total - failures - errors - skipped, failed, skipped
 
 

@@ -1,6 +1,7 @@
 """What several test files ask for."""
 import pytest
 import torch
+from project import ROOT
 from smoke_tier import smoke  # noqa: F401 a fixture
 
 pytest.register_assert_rewrite("attention_cases", "fused_cases")  # so that what fails there shows its values
@@ -13,3 +14,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "When several processes share the tests, a file stays together, and so do all that need the smoke tier, which is made once."
+    from xdist.scheduler import LoadScopeScheduling
+    with_smoke = {path.name for path in (ROOT / "tests").glob("test_*.py") if "smoke)" in path.read_text()}
+
+    class ByFile(LoadScopeScheduling):  # the largest first
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0].rpartition("/")[2]
+            return "smoke" if file in with_smoke else file
+
+    return ByFile(config, log)

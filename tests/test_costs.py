@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 from project import ROOT
 
-from iclrepro.costs import asked_runs, beside_grazzi, predicted, predicted_hours, rates, spent, stored_runs, timed_like
-from iclrepro.experiments import EXPERIMENTS, experiment_runs
+from iclrepro.costs import beside_grazzi, predicted, predicted_hours, rates, spent, stored_runs, timed_like
+from iclrepro.experiments import EXPERIMENTS, experiment_runs, runs_at
 from iclrepro.models import SequenceModel
 
 RUNS = ROOT / "figures" / "runs"
@@ -76,14 +76,14 @@ def test_every_model_is_like_one_that_was_timed(pattern, like):
 
 def test_a_run_that_is_asked_for_often_counts_once():
     for tier in ("laptop", "paper"):
-        runs, asked = asked_runs(tier), [run for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers for run in experiment_runs(name, tier).values()]
+        runs, asked = runs_at(tier), [run for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers for run in experiment_runs(name, tier).values()]
         assert len(asked) > len(runs) == len({json.dumps(run.to_dict(), sort_keys=True) for run in asked})
         assert max(Counter(run.folder for run in asked).values()) > 1
 
 
 def test_tables_add_up():
     rate = dict.fromkeys(rates(), 1e12)
-    table = predicted(asked_runs("paper").values(), rate)
+    table = predicted(runs_at("paper").values(), rate)
     assert table.index[-1] == "all" and table.index.is_unique
     for column in ("runs", "trainings", "operations", "hours"): assert table[column].iloc[-1] == pytest.approx(table[column].iloc[:-1].sum())
     assert table.hours.iloc[-1] == pytest.approx(table.operations.iloc[-1] / 1e12 / 3600)

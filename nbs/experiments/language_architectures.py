@@ -8,7 +8,7 @@
 
 # %% [markdown]
 # # Architectures of language models on equal terms
-# > Models that differ in nothing but their blocks, raised on one corpus of few-shot mappings, asked for tasks and words they have never seen, by number of examples up to four times the training length. The question behind section 4 of Grazzi et al.
+# > Models that differ in their blocks, and where several rates were tried in the one that suits them, raised on one corpus of few-shot mappings, asked for tasks and words they have never seen, by number of examples up to four times the training length. The question behind section 4 of Grazzi et al.
 #
 # **The claims.** Mamba outperforms RWKV at comparable size, is on par with Transformers, and profits from more examples. The paper says so of pretrained models, whose data and sizes differ. Whether a model keeps its accuracy beyond the training length is our own question.
 #

@@ -127,8 +127,9 @@ def runs_at(tier: str, experiments: Iterable[str] = ()) -> dict[str, RunConfig]:
 
 def chosen_experiments(tier: str, experiments: Iterable[str] = ()) -> list[str]:
     "These experiments, or all that have the tier. Raises `ValueError` for an unknown name."
-    for name in experiments: experiment_runs(name, tier)
-    return list(experiments) or [name for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers]
+    names = list(experiments)
+    for name in names: experiment_runs(name, tier)
+    return names or [name for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers]
 
 
 def experiment_evaluations(name: str, tier: str, models: Sequence[str] = ()) -> dict[str, LanguageRun]:

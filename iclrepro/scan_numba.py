@@ -287,7 +287,8 @@ def scan_numba(
 
 # %% ../nbs/03a_scan_numba.ipynb #b7409e8c
 def vector_lanes(kernel: Callable) -> int:
-    """The most float32 lanes that a multiplication in a compiled Numba `kernel` has, 1 if all are scalar; the fewest possible where the width is known to the processor alone."""
+    """The most float32 lanes that a multiplication in a compiled Numba `kernel` has, 1 if all are scalar; the fewest possible where the width is known to the processor alone. Raises ValueError for one that has not been compiled."""
+    if not kernel.signatures: raise ValueError(f"{kernel.__name__} has not been compiled in this process: call it first")
     fresh = numba.jit(**kernel.targetoptions)(kernel.py_func)  # a cached kernel has no listing
     for signature in kernel.signatures: fresh.compile(signature)
     return _lanes("".join(fresh.inspect_llvm().values()))

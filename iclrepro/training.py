@@ -121,6 +121,7 @@ def essence(value: Any) -> Any:
 
 # %% ../nbs/07a_engine.ipynb #5796cf33
 import copy
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -305,8 +306,8 @@ def training_flops(
     steps = config.steps if steps is None else steps
     with torch.device("meta"): model = SequenceModel(config.model)
     ramp = config.curriculum.points
-    counts = {}  # prompt length -> steps; most of a run has the last one
-    for step in range(0, steps, ramp.interval): counts[ramp.at(step)] = counts.get(ramp.at(step), 0) + min(ramp.interval, steps - step)
+    counts = Counter()  # prompt length -> steps; most of a run has the last one
+    for step in range(0, steps, ramp.interval): counts[ramp.at(step)] += min(ramp.interval, steps - step)
     forward = sum(count * model.flops(config.task.n_tokens(points)) for points, count in counts.items())
     return 3 * forward * config.batch_size * len(config.seeds)
 

@@ -12,7 +12,7 @@ from iclrepro.baselines import BASELINES, averaging, least_squares
 from iclrepro.catalogue import figures, minutes, minutes_asking, shown_evaluations, shown_runs, stored_tiers
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import (COMMITTED, EXPERIMENTS, TASK_SIZES, TIERS, Yardstick, baseline_scores, check_parameters, collect, experiment_runs, gather, left_out, measure_baseline,
-                                  experiment_evaluations, size_of, task_runs, yardstick_exams)
+                                  experiment_evaluations, runs_at, size_of, task_runs, yardstick_exams)
 from iclrepro.language import find_language_record
 from iclrepro.results import load_dataset
 from iclrepro.runs import RunConfig, find_record, run
@@ -154,3 +154,9 @@ def test_the_table_of_figures_leads_to_notebooks_and_pictures():
         assert (ROOT / "nbs" / "experiments" / f"{name}.ipynb").exists() and row.command == f"`make reproduce ONLY={name}`"
         assert row._1 in (EXPERIMENTS[name].where or ("ours",))
         for tier in stored_tiers(name): assert (ROOT / COMMITTED / name / f"{tier}.svg").exists() and f"{tier}.svg" in row._3
+
+
+def test_runs_of_experiments_that_are_told_one_by_one():
+    some = ("sparse_parity", "linear_regression")
+    one_by_one = runs_at("smoke", (name for name in some))
+    assert one_by_one == {run.folder: run for name in some for run in experiment_runs(name, "smoke").values()} and len(one_by_one) < len(runs_at("smoke"))

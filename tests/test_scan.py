@@ -355,6 +355,11 @@ print(sum(kernel.stats.cache_hits.values()), scan_numba.vector_lanes(kernel))
     assert [hits for hits, _ in said] == ["0", "1"] and said[0][1] == said[1][1] and int(said[0][1]) > 1
 
 
+def test_vector_lanes_of_a_kernel_that_was_never_called():
+    def never(x): return x
+    with pytest.raises(ValueError, match="never has not been compiled in this process: call it first"): scan_numba.vector_lanes(scan_numba._jit(never))
+
+
 class Layer(nn.Module):
     def __init__(self):
         super().__init__()

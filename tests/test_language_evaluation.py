@@ -298,6 +298,21 @@ def test_padding_reaches_the_model(copying, tmp_path, monkeypatch):
     assert tuple(asked) == language.PADDINGS
 
 
+@pytest.mark.parametrize("padding", language.PADDINGS)
+@pytest.mark.parametrize("name", TINY)
+def test_a_gpu_expects_what_a_cpu_does(tiny, name, padding):
+    if not torch.cuda.is_available(): pytest.skip("no GPU")
+    on_gpu, asked = load_language_model(name, "cuda"), prompts(3)
+    rows = [on_gpu.encode(prompt) for prompt in asked]
+    width = max(map(len, rows)) if padding == "as_released" else 0
+    here, there = last_logits(tiny[name], rows, width), last_logits(on_gpu, rows, width)
+    assert there.is_cuda and (here - there.cpu()).abs().max() < 1e-3 * here.std()
+    best = here.topk(2).values
+    clear = (best[:, 0] - best[:, 1] > 2e-3 * here.std()).numpy()  # what rounding cannot turn over
+    answers = [np.array(complete(model, asked, padding)[0]) for model in (tiny[name], on_gpu)]
+    assert clear.mean() > 0.9 and (answers[0] == answers[1])[clear].all()
+
+
 # The command
 
 def test_the_command_measures_shows_and_does_not_measure_again(tmp_path, capsys):

@@ -1,15 +1,17 @@
 """The loader of language models: nothing runs that is not ours, nothing is fetched unasked, and what is loaded is what was stored."""
 import csv
+import functools
 import json
 import os
 import socket
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from iclrepro.language_models import (END, LANGUAGE_MODELS, LanguageModel, MissingModel, by_itself, find_files, is_available, load_language_model, model_key,
+from iclrepro.language_models import (END, LANGUAGE_MODELS, LanguageModel, MissingModel, by_itself, find_files, is_available, kernels_by_device, load_language_model, model_key,
                                       random_model, sha256, word_tokenizer)
 from project import ROOT, run
 from safetensors.torch import load_file, save_file
@@ -328,14 +330,49 @@ def test_mamba_is_the_recurrence(tiny):
 def test_mamba_on_a_gpu_is_mamba_on_a_cpu(tiny, monkeypatch):
     if not torch.cuda.is_available(): pytest.skip("no GPU")
     mamba_ssm = pytest.importorskip("mamba_ssm.ops.selective_scan_interface")
-    from transformers.models.mamba import modeling_mamba
     on_gpu, calls = load_language_model("tiny-mamba", "cuda"), []
     kernel = mamba_ssm.SelectiveScanFn.forward
     monkeypatch.setattr(mamba_ssm.SelectiveScanFn, "forward", staticmethod(lambda *args: (calls.append(1), kernel(*args))[1]))
     tokens = torch.tensor([on_gpu.encode("example:a,b,c->c\nexample:Paris->" * 40)], device="cuda")
     with torch.inference_mode(): fast, slow = on_gpu.model(tokens).logits.cpu(), tiny["tiny-mamba"].model(tokens.cpu()).logits
-    assert len(calls) == 2, f"{modeling_mamba.mamba_selective_scan} did not call mamba-ssm's kernel once a layer"
+    assert len(calls) == 2  # mamba-ssm's kernel once a layer
     assert (fast - slow).abs().max() < 1e-3 * slow.std()
+
+
+def test_mamba_on_a_cpu_needs_no_gpu_where_mamba_ssm_is_installed(tiny, tmp_path):
+    kernels = {"selective_scan_interface": ("selective_scan_fn", "mamba_inner_fn"), "triton/selective_state_update": ("selective_state_update",)}
+    for file, names in kernels.items():
+        path = tmp_path / f"mamba_ssm/ops/{file}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"def {name}(*args, **options): raise RuntimeError('Expected u.is_cuda() to be true')\n" for name in names))
+    for folder in ("", "ops", "ops/triton"): (tmp_path / "mamba_ssm" / folder / "__init__.py").touch()
+    code = """
+import torch
+from iclrepro.language_models import load_language_model
+model = load_language_model("tiny-mamba")
+with torch.inference_mode(): print(model.model(torch.tensor([model.encode("example:a,b,c->c")]), use_cache=False).logits[0, -1].tolist())
+"""
+    found = run(sys.executable, "-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    assert json.loads(found) == pytest.approx(logits(tiny["tiny-mamba"], "example:a,b,c->c")[-1].tolist(), abs=1e-6)
+
+
+def test_kernels_are_called_for_tensors_on_a_gpu_alone(monkeypatch):
+    module, called = ModuleType("an_architecture"), []
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    def scan(x, gate=None): called.append(("own", gate))
+    scan.__module__ = module.__name__
+
+    @functools.wraps(scan)
+    def kernel(x, gate=None, last=False): called.append(("kernel", gate, last))
+    module.scan, module.helper = kernel, len
+    for _ in range(2): kernels_by_device(module)  # the second time there is nothing to do
+    module.scan(torch.zeros(1), gate=1, last=True)
+    module.scan(gate=2, x=torch.zeros(1))
+    module.scan(torch.zeros(1).as_subclass(OnGPU), 3, last=True)
+    assert called == [("own", 1), ("own", 2), ("kernel", 3, True)] and module.helper is len
 
 
 # Nothing but this machine

@@ -720,12 +720,13 @@ def as_soon_as(model: str, reference: str) -> Judge:
 
 
 def converges_everywhere(model: str) -> Judge:
-    "Ask whether a model has learnt at every size."
+    "Ask whether a model has learnt at every size at which any was run."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
         found = median_by_size(numbers, model)
         learnt = [median < math.inf for median, _ in found.values()]
-        evidence = f"median steps to convergence, {steps_in_words(model, found)}"
-        if len(learnt) < 2: return UNDECIDED, evidence
+        missing = [size for size in dict.fromkeys(numbers["size"].values.tolist()) if size not in found]  # of those at which others were run
+        evidence = f"median steps to convergence, {steps_in_words(model, found)}" + (f"; not run at {', '.join(missing)}" if missing and found else "")
+        if len(learnt) < 2 or missing and all(learnt): return UNDECIDED, evidence
         return (REPRODUCED if all(learnt) else PARTLY if any(learnt) else NOT_REPRODUCED), evidence
     return judge
 

@@ -217,6 +217,7 @@ SOON = {
     "too early to tell": (as_soon_as("F", "M"), dict(F=(None, None), M=(450, None)), UNDECIDED), "too late to be alike": (as_soon_as("F", "M"), dict(F=(None, None), M=(449, None)), NOT_REPRODUCED),
     "everywhere": (converges_everywhere("M"), dict(M=(1, 2)), REPRODUCED), "at a size": (converges_everywhere("M"), dict(M=(None, 2)), PARTLY), "nowhere": (converges_everywhere("M"), dict(M=(None, None)), NOT_REPRODUCED),
     "not run": (converges_everywhere("M"), dict(T=(1, 2)), UNDECIDED), "run at one size": (converges_everywhere("M"), dict(M=(1,)), UNDECIDED),
+    "not at all sizes": (converges_everywhere("M"), dict(M=(1, 2), T=(1, 2, 3)), UNDECIDED), "not at all sizes, and not always": (converges_everywhere("M"), dict(M=(None, 2), T=(1, 2, 3)), PARTLY),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from project import ROOT
 
-from iclrepro.costs import beside_grazzi, predicted, predicted_hours, rates, spent, stored_runs, timed_like
+from iclrepro.costs import beside_grazzi, predicted, predicted_at, predicted_hours, rates, spent, stored_runs, timed_like
 from iclrepro.experiments import EXPERIMENTS, experiment_runs, runs_at
 from iclrepro.models import SequenceModel
 
@@ -87,6 +87,9 @@ def test_tables_add_up():
     assert table.index[-1] == "all" and table.index.is_unique
     for column in ("runs", "trainings", "operations", "hours"): assert table[column].iloc[-1] == pytest.approx(table[column].iloc[:-1].sum())
     assert table.hours.iloc[-1] == pytest.approx(table.operations.iloc[-1] / 1e12 / 3600)
+    both = predicted_at(("gpu", "paper"), rate)
+    assert list(both.columns) == ["gpu, trainings", "gpu, hours", "paper, trainings", "paper, hours"] and both["paper, hours"].to_dict() == table.hours.to_dict()
+    assert both.loc["all", "gpu, trainings"] == sum(len(run.train.seeds) for run in runs_at("gpu").values())
     grazzi = beside_grazzi(rate)
     # Three seeds of three models on skewed inputs, of two on the other functions, one of three on isotropic inputs.
     assert grazzi.trainings.to_dict() == {"skewed_linear_regression": 9, "linear_regression": 3, "sparse_linear_regression": 6, "relu_network": 6, "decision_tree": 6, "all": 30}

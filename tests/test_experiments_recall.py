@@ -59,7 +59,11 @@ def test_a_gpu_runs_the_papers_architectures_for_fewer_steps(name):
     for label, config in gpu.items():
         theirs = paper[label].train
         assert config.train.steps < theirs.steps and config.train.precision == "tf32" and config.exams == paper[label].exams
-        assert replace(config.train, steps=theirs.steps, seeds=theirs.seeds, precision=theirs.precision, stop_below=None) == theirs
+        assert replace(config.train, steps=theirs.steps, seeds=theirs.seeds, precision=theirs.precision, stop_below=None, curriculum=theirs.curriculum) == theirs
+        hurry = 2 if name == "park_chain_of_thought" else 1
+        for kind in ("dims", "points"):
+            ours, paper_s = getattr(config.train.curriculum, kind), getattr(theirs.curriculum, kind)
+            assert replace(ours, interval=hurry * ours.interval) == paper_s and ours.at(config.train.steps // 3) == ours.end
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -38,6 +38,6 @@ def flops_chart(numbers: xr.Dataset, study: str, width: int = 260, height: int =
     others = [who for who in numbers.who.values if who not in known]
     colour = alt.Color("model:N", scale=alt.Scale(domain=known + others, range=[style(who, others)[0] for who in known + others]), legend=None)
     base = alt.Chart(rows, width=width, height=height).encode(
-        x=alt.X("flops:Q", title="training FLOPs a seed", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(grid=False, format=".0e", tickCount=4)), color=colour)
+        x=alt.X("flops:Q", title="training FLOPs a seed", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(grid=False, format=".0e", tickCount=4, labelOverlap="greedy", labelSeparation=8)), color=colour)
     y = alt.Y("loss:Q", title="training loss", scale=alt.Scale(type="log", nice=False))
     return alt.layer(base.mark_line(strokeWidth=0.7, opacity=0.7).encode(y=y, detail="seed:N"), base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(loss):Q", title="training loss", scale=alt.Scale(type="log", nice=False))))

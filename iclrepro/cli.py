@@ -166,8 +166,7 @@ def reproduce(tier: str, root: str, device: str, cores: int, experiments: Iterab
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are complete; log: {log}", flush=True)
     started = time.monotonic()
     if waiting:
-        together = max(len(runs[f].train.seeds) for f in waiting)  # seeds of a run train side by side, a core each
-        status = train_and_show(runs.values(), str(folder), device_list(device), workers=max(1, cores // together) if device == "cpu" else 1, threads=1, quiet=False)
+        status = train_and_show(runs.values(), str(folder), device_list(device), workers=cores if device == "cpu" else 1, threads=1, quiet=False)
         if status: return status
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to end ends Snakemake too
     with open(log, "w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
@@ -230,9 +229,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--run", action="append", default=[], metavar="FOLDER", help="the run of that folder, as `iclrepro list` names it, instead of an experiment (repeatable)")
     sub.add_argument("--config", nargs="+", metavar="FILE", help="each a run's config.json, or a list that --list wrote, instead of an experiment")
     sub.add_argument("--devices", help="train several runs at a time, each on one device: all (visible GPUs), or a list such as cuda:0,cuda:1 or cpu")
-    sub.add_argument("--workers", type=int, default=1, help="runs at a time on each device (default: 1)")
+    sub.add_argument("--workers", type=int, default=1, help="runs at a time on each device; of several on a CPU each has a core (default: 1)")
     sub.add_argument("--list", metavar="FILE", help="train nothing: write the configurations to this file, for `python -m iclrepro.batch FILE` on another machine")
-    sub.add_argument("--threads", type=int, default=1, help="threads of a run with a single seed (default: 1); several seeds take one each")
+    sub.add_argument("--threads", type=int, default=1, help="threads of a run with a single seed (default: 1); several seeds take one each, unless there are several workers")
     sub.add_argument("--quiet", action="store_true", help="show no progress")
     sub = command("draw", "execute the notebook of an experiment")
     sub.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")

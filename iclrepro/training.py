@@ -223,17 +223,19 @@ def exact_ends(model: SequenceModel) -> None:
 
 
 class SideBySide:
-    """The engine for a CPU: each member trains on a core of its own. They share nothing, and torch and the scan leave Python's lock while they compute."""
+    """The engine for a CPU: each member trains on a core of its own, or some after others where there are fewer. They share nothing, and torch and the scan leave Python's lock while they compute."""
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config = config
+        self.cores = lambda: len(config.seeds)  # that may be used, asked before every window
         self.members = [Member(config, index, device) for index in range(len(config.seeds))]
 
     def window(self, steps: range) -> Tensor:  # (members, steps), on the CPU
         "Train on the batches of those steps; returns their losses."
         alone = lambda member: torch.stack([member.step(self.config, step) for step in steps])
+        at_once = min(len(self.members), self.cores())
         with inner_precision(self.config.precision):
-            if len(self.members) == 1: return alone(self.members[0])[None]  # a thread of its own would start with a team of threads of its own
-            with ThreadPoolExecutor(len(self.members)) as pool: return torch.stack(list(pool.map(alone, self.members)))
+            if at_once <= 1: return torch.stack([alone(member) for member in self.members])  # a thread of its own would start with a team of threads of its own
+            with ThreadPoolExecutor(at_once) as pool: return torch.stack(list(pool.map(alone, self.members)))
 
 
 ENGINES = {"cpu": SideBySide}  # by the type of the device

@@ -17,7 +17,7 @@ import torch
 from project import ROOT
 
 from iclrepro import batch
-from iclrepro.batch import Batch, Worker, device_list, read_configs, save_configs, train_all, unfinished
+from iclrepro.batch import Batch, Worker, device_list, read_configs, save_configs, train_all, training_on, unfinished
 from iclrepro.cli import main
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import EXPERIMENTS, experiment_runs
@@ -364,6 +364,40 @@ def test_each_device_has_so_many_runs_at_a_time(workers, tmp_path, monkeypatch):
     assert not chosen.waiting and len(most) == 7 and max(most) == workers
 
 
+@pytest.mark.parametrize("devices, shares", [
+    (["cpu"] * 4, [[2, 1, 1], [2, 2], [4]]),           # of three runs, then two, then the last
+    (["cpu"] * 2, [[1, 1], [1, 1], [2]]),              # two at a time: nobody gets more until one is left
+    (["cpu"], [[None]] * 3), (["cuda:0"] * 2, [[None, None], [None, None], [None]]), (["cuda:0", "cpu"], [[None, None], [None, None], [None]]),
+])
+def test_cores_that_no_run_needs_go_to_those_at_work(devices, shares, tmp_path, monkeypatch):
+    def begin(config, root, device, cores, *options):
+        pipe, theirs = processes.Pipe(duplex=False)
+        theirs.close()
+        return SimpleNamespace(config=config, device=device, pipe=pipe, process=None, cores=cores and SimpleNamespace(value=cores), end=lambda: "")
+
+    monkeypatch.setattr(Worker, "begin", begin)
+    chosen, seen = Batch([config(f"run{i}") for i in range(3)], str(tmp_path), devices, print), []
+    for _ in range(3):
+        chosen.begin()
+        seen.append([worker.cores and worker.cores.value for worker in chosen.at_work.values()])
+        chosen.end(next(iter(chosen.at_work)))
+    assert seen == shares and not chosen.waiting
+
+
+def test_a_training_asks_how_many_cores_it_has():
+    recipe, cores = config(seeds=(3, 5, 7)).train, SimpleNamespace(value=2)
+    training = training_on(cores)(recipe, torch.device("cpu"))
+    assert training.engine.cores() == 2
+    cores.value = 1
+    assert training.engine.cores() == 1 and training_on(None)(recipe, torch.device("cpu")).engine.cores() == 3
+
+
+def test_seeds_that_take_turns_end_as_they_do_alone(tmp_path):
+    configs = [config(f"run{i}", seeds=(3, 5), steps=30 + i) for i in range(3)]
+    assert train_all(configs, tmp_path / "shared", workers=2) == {}
+    for each in configs: assert_as_if_alone(each, tmp_path / "shared", tmp_path)
+
+
 REFUSED = {
     "--devices gpu": "unknown device 'gpu'", "--devices all": "devices 'all': torch .* sees no GPU: use devices cpu", "--devices cpu,cpu": "more than once", "--devices cuda:0": "sees 0 CUDA devices",
     "--devices cpu --workers 0": "workers is 0", "--devices cpu --threads 0": "threads is 0", "--devices cpu --device cuda": "give one of the two", "--workers 0": "workers is 0", "--workers 2 --device gpu": "unknown device 'gpu'",
@@ -442,6 +476,14 @@ def test_reproduce_spreads_its_runs_over_all_gpus(device, expected, tmp_path, th
     (folders, root, devices, workers), = asked
     assert sorted(folders) == sorted({c.folder for name in EXPERIMENTS for c in experiment_runs(name, "smoke").values()}) and (root, devices, workers) == (str(tmp_path), expected, 1)
     assert not (tmp_path / "snakemake.log").exists()
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_reproduce_makes_a_run_a_core(cores, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("iclrepro.cli.train_and_show", lambda configs, root, devices, workers, threads, quiet: asked.append((devices, workers, threads)) or 1)
+    assert main(["reproduce", "--tier", "smoke", "--cores", str(cores), "--root", str(tmp_path)]) == 1
+    assert asked == [(["cpu"], cores, 1)]
 
 
 def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):

@@ -508,6 +508,25 @@ def test_a_seed_has_the_same_record_alone(tmp_path):
     for name in ("score", "loss"): assert (together[name].sel(seed=7) == alone[name].sel(seed=7)).all()
 
 
+@pytest.mark.parametrize("cores, at_once", [(1, 1), (2, 2), (5, 3)])
+def test_so_many_seeds_train_at_a_time_as_there_are_cores(cores, at_once):
+    config, busy, most, lock = train_config("transformer", seeds=(3, 5, 7)), set(), [], threading.Lock()
+    expected, training = trained(config), Training(config)
+    training.engine.cores = lambda: cores
+    for member in training.members:
+        def step(config, number, own=member.step):
+            with lock:
+                busy.add(threading.get_ident())
+                most.append(len(busy))
+            time.sleep(0.002)
+            try: return own(config, number)
+            finally:
+                with lock: busy.remove(threading.get_ident())
+        member.step = step
+    while not training.finished: training.advance()
+    assert max(most) == at_once and torch.equal(training.losses, expected.losses)
+
+
 @pytest.fixture
 def spoilt(monkeypatch):
     "Linear regression with a NaN in an answer, or in a gradient, at chosen (seed, step): a dictionary to fill."

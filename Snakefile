@@ -48,8 +48,8 @@ for experiment in drawn:
             [f"{root}/runs/{run.folder}/record.nc" for run in experiment_runs(experiment, tier).values()],
             notebook=f"{project_root()}/nbs/experiments/{experiment}.ipynb",
         output: files_of(experiment)
-        params: experiment=experiment
-        shell: "iclrepro draw {params.experiment} --tier {tier} --root {root} --device {device}"
+        params: target=f"{root}/{experiment}/{tier}.ipynb", root=str(root)
+        shell: "python -m iclrepro.drawing {input.notebook:q} {params.target:q} tier={tier} root={params.root:q} device={device}"  # `iclrepro draw` would import the library first
 
 
 rule claims:

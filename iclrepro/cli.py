@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +25,7 @@ import torch
 
 from .batch import device_list, read_configs, train_and_show
 from .claims import judge_all, ledger
+from .drawing import execute
 from .experiments import COMMITTED, EXPERIMENTS, TIERS, chosen_experiments, experiment_runs, project_root, runs_at
 from .language import LanguageRun
 from .models import TITLES
@@ -92,18 +92,9 @@ def runs_model(config: RunConfig, model: str) -> bool:
 # %% ../nbs/14_cli.ipynb #b8e483ac
 def draw(experiment: str, tier: str, root: str, device: str = "cpu", train_missing: bool = True) -> None:
     "Execute the experiment's notebook; it leaves numbers, table, figure and verdicts below `root`."
-    import papermill
-    from traitlets.config import Config
     experiment_runs(experiment, tier)
-    home, target = project_root() / "nbs" / "experiments", Path(root).resolve() / experiment / f"{tier}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}")
-    parameters = {"tier": tier, "root": str(Path(root).resolve()), "device": device, "train_missing": train_missing}
-    with tempfile.TemporaryDirectory(prefix="iclrepro-") as folder:
-        # Sockets in a folder of our own: free TCP ports are chosen some time before they are used, and notebooks drawn side by side can choose the same.
-        sockets = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
-        papermill.execute_notebook(home / f"{experiment}.ipynb", partial, parameters, progress_bar=False, cwd=home, config=sockets, extra_arguments=["--log-level=ERROR"])
-    os.replace(partial, target)
+    folder = Path(root).resolve()
+    execute(project_root() / "nbs" / "experiments" / f"{experiment}.ipynb", folder / experiment / f"{tier}.ipynb", {"tier": tier, "root": str(folder), "device": device, "train_missing": train_missing})
 
 
 def drawn_tiers(root: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ BIN = Path(sys.executable).parent
 
 # A module imports only what stands before it.
 MODULES = ("prompts tasks shifts scan kernels scan_numba scan_peers scan_cuda diagonal_cuda wkv wkv_numba wkv_cuda attention attention_triton blocks models fused baselines training parallel "
-           "evaluation probing language_tasks results runs language_models language progress batch presets charts experiments panels claims catalogue peers benchmarks costs precision disagreements cli").split()
+           "evaluation probing language_tasks results runs language_models language progress batch presets charts drawing experiments panels claims catalogue peers benchmarks costs precision disagreements cli").split()
 
 _config = ConfigParser()
 _config.read(ROOT / "settings.ini", encoding="utf-8")

@@ -306,8 +306,8 @@ def test_two_batches_share_a_list(tmp_path):
 
 def test_a_worker_does_not_wait_for_a_run_that_was_locked_meanwhile(tmp_path):
     folder_of(config(), tmp_path).mkdir(parents=True)
-    with RunLock(folder_of(config(), tmp_path)): assert Worker.begin(config(), str(tmp_path), "cpu", 1, 20.0).end() is None
-    assert Worker.begin(config(), str(tmp_path), "cpu", 1, 20.0).end() == "" and record_of(config(), tmp_path).exists()
+    with RunLock(folder_of(config(), tmp_path)): assert Worker.begin(config(), str(tmp_path), "cpu", None, 1, 20.0).end() is None
+    assert Worker.begin(config(), str(tmp_path), "cpu", None, 1, 20.0).end() == "" and record_of(config(), tmp_path).exists()
 
 
 def test_a_run_of_another_batch_is_left_to_it_and_taken_over_if_that_dies(tmp_path):

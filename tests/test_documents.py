@@ -1,4 +1,6 @@
 """Every path, name and command that README.md and CONTRIBUTING.md give a reader exists, and their Python runs."""
+import contextlib
+import io
 import re
 import shlex
 import shutil
@@ -7,6 +9,7 @@ from functools import cache
 from importlib import import_module
 
 import pytest
+from iclrepro.cli import main
 from project import BIN, MODULES, ROOT, run, settings
 
 DOCUMENTS = [name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).exists()]
@@ -99,7 +102,11 @@ def test_the_guide_gives_the_order_of_modules():
 
 
 @cache
-def help_of(*command): return run(*command, "--help", COLUMNS="200")
+def help_of(*command):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended: main([*command, "--help"])
+    assert ended.value.code == 0
+    return said.getvalue()
 
 
 def make_targets():
@@ -117,7 +124,7 @@ def check_make(words):
 
 def check_iclrepro(words):
     name = [word for word in words if not word.startswith("-")][:1]
-    known = re.findall(r"--[\w-]+", help_of("iclrepro", *name))
+    known = re.findall(r"--[\w-]+", help_of(*name))
     for option in words:
         if option.startswith("--"): assert option.split("=")[0] in known, f"iclrepro {' '.join(name)} has no {option}"
 

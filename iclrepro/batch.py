@@ -191,7 +191,7 @@ class Batch:
             if (folder / "record.nc").exists(): self.waiting.remove(config)
             elif self.free and not is_locked(folder):
                 self.waiting.remove(config)
-                worker = Worker.begin(config, self.root, self.free.pop(0), None if self.cores is None else 1, *self.options)
+                worker = Worker.begin(config, self.root, self.free.pop(0), self.cores, *self.options)
                 self.at_work[worker.pipe] = worker
         if self.cores is not None:
             for place, worker in enumerate(self.at_work.values()): worker.cores.value = self.cores // len(self.at_work) + (place < self.cores % len(self.at_work))

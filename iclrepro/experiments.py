@@ -451,10 +451,9 @@ def longer(
 
 
 LENGTHS = {"skewed_linear_regression": 1, "skewed_linear_regression_x2": 2, "skewed_linear_regression_x4": 4}  # by study: training length over the shortest
-TASK_SIZES.update({study: {tier: longer(size, factor, size.batch_size // factor if tier == "laptop" else size.batch_size) for tier, size in TASK_SIZES["skewed_linear_regression"].items()}
+TASK_SIZES.update({study: {tier: replace(longer(size, factor, size.batch_size // factor if tier == "laptop" else size.batch_size), seeds=(0,) if tier == "gpu" else size.seeds)
+                           for tier, size in TASK_SIZES["skewed_linear_regression"].items()}
                    for study, factor in LENGTHS.items() if factor > 1})
-for study, factor in LENGTHS.items():
-    if factor > 1: TASK_SIZES[study]["gpu"] = replace(TASK_SIZES[study]["gpu"], seeds=(0,))
 
 
 def length_runs(tier: str) -> dict[str, RunConfig]:

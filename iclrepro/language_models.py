@@ -248,7 +248,7 @@ def kernels_by_device(module: ModuleType) -> None:
     After this, the module that defines an architecture calls what is wrapped for tensors on a CPU."""
     for name, function in list(vars(module).items()):
         own = getattr(function, "__wrapped__", None)
-        if own is None or isinstance(function, type) or getattr(own, "__module__", None) != module.__name__ or hasattr(function, "on_a_gpu"): continue
+        if own is None or isinstance(function, type) or getattr(own, "__module__", None) != module.__name__: continue
 
         def either(*args: Any, on_a_gpu: Any = function, own: Any = own, known: Any = inspect.signature(own).parameters, **options: Any) -> Any:
             tensor = next(value for value in (*args, *options.values()) if isinstance(value, torch.Tensor))

@@ -356,7 +356,7 @@ with torch.inference_mode(): print(model.model(torch.tensor([model.encode("examp
     assert json.loads(found) == pytest.approx(logits(tiny["tiny-mamba"], "example:a,b,c->c")[-1].tolist(), abs=1e-6)
 
 
-def test_kernels_are_called_for_tensors_on_a_gpu_alone(monkeypatch):
+def test_kernels_are_called_for_tensors_on_a_gpu_alone():
     module, called = ModuleType("an_architecture"), []
 
     class OnGPU(torch.Tensor):

@@ -6,18 +6,26 @@
 __all__ = ['precision_runs']
 
 # %% ../nbs/13g_precision.ipynb #a0fc7035
+from dataclasses import replace
+
 from .evaluation import Exam
-from .models import model_for
+from .experiments import size_of, task_runs
+from .models import TITLES, model_for
 from .runs import RunConfig
 from .tasks import Curriculum, LinearRegression
 from .training import PRECISIONS, TrainConfig
 
 # %% ../nbs/13g_precision.ipynb #f48ea881
 def precision_runs() -> dict[tuple[str, str], RunConfig]:
-    "The runs by model and precision: linear regression in 5 dimensions, 20 examples, 8,000 steps."
-    task, runs = LinearRegression(dim=5, n_points=21), {}
-    for model in ("transformer", "mambaformer"):
+    "The runs by model and precision. Linear regression in 5 dimensions, by models of three kinds and sizes."
+    task, size, seeds, runs = LinearRegression(dim=5, n_points=21), size_of("linear_regression", "laptop"), (0, 1, 2, 3), {}
+    series = [(f"{TITLES[model]}, small", model, TrainConfig(task, model_for(task, model, "small", n_layers=4), Curriculum.constant(task), 8_000, seeds, lr=1e-3, schedule="cosine")) for model in ("transformer", "mambaformer")]
+    for model in ("transformer", "mamba"):
+        laptop, = task_runs("linear_regression", "laptop", [model]).values()
+        wide = model_for(size.task, model, "standard")
+        series += [(f"{TITLES[model]}, laptop", f"laptop-{model}", replace(laptop.train, seeds=seeds, schedule="cosine")),
+                   (f"{TITLES[model]}, standard", f"standard-{model}", TrainConfig(size.task, wide, size.curriculum, 4_000, seeds[:2], lr=3e-4, schedule="cosine"))]
+    for label, name, train in series:
         for precision in PRECISIONS:
-            train = TrainConfig(task, model_for(task, model, "small", n_layers=4), Curriculum.constant(task), 8_000, (0, 1, 2, 3), lr=1e-3, schedule="cosine", precision=precision)
-            runs[model, precision] = RunConfig(f"precision-{model}-{precision}", train, (Exam("none", task.n_points, n_prompts=5120, batch_size=256),))
+            runs[label, precision] = RunConfig(f"precision-{name}-{precision}", replace(train, precision=precision), (Exam("none", train.task.n_points, n_prompts=5120, batch_size=256),))
     return runs

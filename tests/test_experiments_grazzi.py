@@ -26,17 +26,17 @@ def test_the_paper_tier_trains_what_the_presets_say(name):
         assert run.train == theirs.train and run.exams == theirs.exams, label
 
 
-def test_the_gpu_tier_differs_from_the_paper_in_steps_seeds_clipping_the_functions_curriculum_and_mambas_norm_only():
+def test_the_gpu_tier_differs_from_the_paper_in_steps_seeds_precision_clipping_the_functions_curriculum_and_mambas_norm_only():
     for name in ("grazzi_shifts", "grazzi_functions", "grazzi_lengths"):
         paper = experiment_runs(name, "paper")
         for label, run in experiment_runs(name, "gpu").items():
             theirs, functions = paper[label].train, name == "grazzi_functions"
             norm = {"norm": "rms"} if "Mamba" in label else {}
             longer = run.train.task.name == "skewed_linear_regression" and run.train.task.n_points > 41
-            assert (run.train.clip, run.train.steps, run.train.seeds) == ((10.0, 50_000, (0, 1)) if functions else (None, 100_000, (0,) if longer else (0, 1, 2)))
+            assert (run.train.precision, run.train.clip, run.train.steps, run.train.seeds) == ("bfloat16", *((10.0, 50_000, (0, 1)) if functions else (None, 100_000, (0,) if longer else (0, 1, 2))))
             ramps = zip((run.train.curriculum.dims, run.train.curriculum.points), (theirs.curriculum.dims, theirs.curriculum.points))
             assert all(replace(ours, interval=ours.interval * (2 if functions else 1)) == paper_s for ours, paper_s in ramps)
-            assert replace(run.train, steps=500_001, seeds=(1, 2, 3), clip=None, curriculum=theirs.curriculum, model=replace(run.train.model, **norm)) == theirs, label
+            assert replace(run.train, steps=500_001, seeds=(1, 2, 3), precision="tf32", clip=None, curriculum=theirs.curriculum, model=replace(run.train.model, **norm)) == theirs, label
             assert [(exam.shift, exam.n_points) for exam in run.exams] == [(exam.shift, exam.n_points) for exam in paper[label].exams]
 
 

@@ -218,6 +218,8 @@ SOON = {
     "everywhere": (converges_everywhere("M"), dict(M=(1, 2)), REPRODUCED), "at a size": (converges_everywhere("M"), dict(M=(None, 2)), PARTLY), "nowhere": (converges_everywhere("M"), dict(M=(None, None)), NOT_REPRODUCED),
     "not run": (converges_everywhere("M"), dict(T=(1, 2)), UNDECIDED), "run at one size": (converges_everywhere("M"), dict(M=(1,)), UNDECIDED),
     "not at all sizes": (converges_everywhere("M"), dict(M=(1, 2), T=(1, 2, 3)), UNDECIDED), "not at all sizes, and not always": (converges_everywhere("M"), dict(M=(None, 2), T=(1, 2, 3)), PARTLY),
+    "not at all sizes, and at none": (converges_everywhere("M"), dict(M=(None, None), T=(1, 2, 3)), UNDECIDED), "never, but not at all sizes": (never_converges("T", "M"), dict(T=(None, None), M=(100, 100, 100)), UNDECIDED),
+    "always, but not at all sizes": (never_converges("T", "M"), dict(T=(800, 800), M=(100, 100, 100)), UNDECIDED), "at one, not at all sizes": (never_converges("T", "M"), dict(T=(None, 800), M=(100, 100, 100)), PARTLY),
 }
 
 

@@ -150,7 +150,7 @@ def test_the_paper_tier_is_the_preset(study, model):
 def test_the_gpu_tier_is_the_papers_model_for_fewer_steps():
     for study in OUTLIER_STUDIES:
         for ours, theirs in zip(task_runs(study, "gpu", TABLE_MODELS).values(), task_runs(study, "paper", TABLE_MODELS).values()):
-            assert ours.train.model == theirs.train.model and ours.train.task == theirs.train.task and ours.train.lr == theirs.train.lr and ours.train.steps < theirs.train.steps / 4
+            assert ours.train.model == theirs.train.model and ours.train.task == theirs.train.task and ours.train.lr == theirs.train.lr and ours.train.steps < theirs.train.steps / 4 and ours.train.precision == "bfloat16"
             assert ours.train.curriculum.points.at(ours.train.steps // 2) == ours.train.task.n_points
 
 

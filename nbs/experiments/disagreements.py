@@ -73,7 +73,7 @@ def panel(name):
     rows = compare_ways(numbers, name)
     means = pd.DataFrame([{"model": model, "colour": base_model(model), "way": way, "value": row[column]} for model, row in rows.iterrows() for way, column in zip(comparison.ways, ("first", "second"))])
     x = alt.X("way:N", title=None, sort=list(comparison.ways), axis=alt.Axis(labelAngle=0), scale=alt.Scale(padding=0.4))
-    y = alt.Y("value:Q", title=MEASURES[comparison.measure][0], scale=alt.Scale(type="log", nice=False, padding=8))
+    y = alt.Y("value:Q", title=MEASURES[comparison.measure][0], scale=alt.Scale(type="log", nice=False, padding=8), axis=alt.Axis(labelOverlap="greedy", labelSeparation=6))
     marks = alt.Chart(chosen).encode(x=x, y=y, color=colour)
     layers = [alt.Chart(means).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour, detail="model:N"), marks.transform_filter("datum.reached").mark_point(filled=True, size=40, opacity=0.8),
               marks.transform_filter("!datum.reached").mark_point(shape="triangle-up", size=60)]

@@ -169,9 +169,9 @@ class SharedTraining(Training):
         self.engine = Shares(config, group)
         self.losses = torch.full((len(config.seeds), config.steps), torch.nan)  # (seeds, steps), on the CPU
 
-    def advance(self) -> None:
-        "Train to the end of the window. Raises `NonFiniteLoss`, in every process, and `RanksDisagree`."
-        super().advance()
+    def advance(self, most: int | None = None) -> None:
+        "As `Training.advance`. Raises `NonFiniteLoss`, in every process, and `RanksDisagree`."
+        super().advance(most)
         self.engine.group.check_same(self.engine.flat)
 
 
@@ -181,9 +181,9 @@ class LeadingTraining(SharedTraining):
         group.tell("begin", config)
         super().__init__(config, group)
 
-    def advance(self) -> None:
-        self.engine.group.tell("advance")
-        super().advance()
+    def advance(self, most: int | None = None) -> None:
+        self.engine.group.tell("advance", most)
+        super().advance(most)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)  # first: it may be refused
@@ -197,8 +197,8 @@ def follow(group: Group) -> None:
         match message:
             case "begin", config: training = SharedTraining(config, group)
             case "load", state: training.load_state_dict(state)
-            case "advance", :
-                try: training.advance()
+            case "advance", most:
+                try: training.advance(most)
                 except NonFiniteLoss: pass  # rank 0 met it too, and tells people
     dist.barrier(group.control)
 

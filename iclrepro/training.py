@@ -259,14 +259,16 @@ class Training:
     @property
     def finished(self) -> bool:
         "Whether all steps are done, or the loss of every member is low enough; the last window's losses say so, whoever computed them."
-        if self.config.stop_below is None or self.step in (0, self.config.steps): return self.step == self.config.steps
+        if self.config.stop_below is None or self.step % self.config.log_every or self.step in (0, self.config.steps): return self.step == self.config.steps
         return bool((self.losses[:, self.step - self.config.log_every:self.step].mean(1) < self.config.stop_below).all())
 
-    def advance(self) -> None:
-        """Train to the end of the current window of `log_every` steps. Raises `NonFiniteLoss`; the members are then useless,
+    def advance(
+        self, most: int | None = None,  # steps; what is learnt does not hang on it
+    ) -> None:
+        """Train to the end of the current window of `log_every` steps, or for fewer. Raises `NonFiniteLoss`; the members are then useless,
         the last saved state is good."""
         begin, size = self.step, self.config.log_every
-        end = min(self.config.steps, (begin // size + 1) * size)
+        end = min(self.config.steps, (begin // size + 1) * size, *(() if most is None else (begin + most,)))
         self.losses[:, begin:end] = self.engine.window(range(begin, end))
         bad = (~self.losses[:, begin:end].isfinite()).nonzero()
         if len(bad):

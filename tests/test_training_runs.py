@@ -22,7 +22,7 @@ from iclrepro.experiments import experiment_runs
 from iclrepro.models import TITLES, ModelConfig, architecture, build_model, predict
 from iclrepro.prompts import Draws
 from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
-from iclrepro.runs import RunConfig, RunLock, WrongRun, check_device, find_record, load_cost, run
+from iclrepro.runs import RunConfig, RunLock, Stopped, WrongRun, check_device, find_record, load_cost, run
 from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision, training_flops
 
@@ -171,6 +171,44 @@ def replace_step(training, step):
 @pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan, math.inf])
 def test_a_limit_that_no_loss_can_pass_or_any_does_is_refused(value):
     with pytest.raises(ValueError, match="stop_below is .*: it must be a number above 0, or None"): learning(stop_below=value)
+
+
+@pytest.mark.parametrize("parts", [(1, 1, 1, 99), (4, 99, 3, 1, 99), (5, 2, 2, 2, 99)])
+def test_a_window_in_parts_is_the_window(parts):
+    "No part goes beyond the window's end, and none ends a run whose loss is low enough so far: only whole windows do."
+    config, training = learning(steps=23, stop_below=100.0), Training(learning(steps=23))
+    whole = trained(learning(steps=23))
+    for most in itertools.cycle(parts):
+        begin = training.step
+        training.advance(most)
+        assert training.step == min(begin + most, (begin // 5 + 1) * 5, 23)
+        if training.finished: break
+    assert_same_state(training.state_dict(), whole.state_dict())
+    early = Training(config)
+    for step in range(1, 6):
+        assert not early.finished
+        early.advance(1)
+        assert early.step == step
+    assert early.finished
+
+
+@pytest.mark.parametrize("stopped_at", [1, 7, 26, 50])
+def test_a_run_with_long_windows_reports_and_stops_within_them(stopped_at, tmp_path, monkeypatch):
+    "Where two seconds are over after every step. The first step is no pace to go by: nothing is told of it."
+    config = run_config(steps=60, log_every=50, stop_below=1e-6)
+    whole, told = run(config, tmp_path / "whole"), []
+    monkeypatch.setattr("iclrepro.runs.LOOK", 0.0)
+    with pytest.raises(Stopped, match=f"saved at step {max(2, stopped_at)}$"): run(config, tmp_path / "parts", report=told.append, stop=lambda: told[-1].step >= stopped_at)
+    assert [progress.step for progress in told] == list(range(2, max(2, stopped_at) + 1))
+    losses = load_checkpoint(tmp_path / "parts" / "runs" / config.folder / "checkpoint.pt")["losses"]
+    assert [progress.loss for progress in told] == pytest.approx([float(losses[:, :progress.step].mean()) for progress in told])
+    assert run(config, tmp_path / "parts").identical(whole)
+
+
+def test_a_quick_run_reports_whole_windows(tmp_path):
+    told = []
+    run(run_config(steps=23), tmp_path, report=told.append)
+    assert [progress.step for progress in told if progress.stage == "training"] == [5, 10, 15, 20, 23]
 
 
 def test_a_saved_state_can_be_loaded_twice():

@@ -190,6 +190,27 @@ def test_a_window_in_parts_is_the_window(parts):
         early.advance(1)
         assert early.step == step
     assert early.finished
+    early.losses[:] = 1.0
+    assert [step for step in range(24) if replace_step(early, step).finished] == [5, 10, 15, 20, 23]
+
+
+class Clock:
+    "All but stands still unless told to go on."
+    def __init__(self): self.now = 0.0
+
+    def monotonic(self):
+        self.now += 1e-7
+        return self.now
+
+
+def timed_by(clock, seconds):
+    "A training whose steps take so many seconds of the clock each."
+    class Timed(Training):
+        def advance(self, most=None):
+            begin = self.step
+            super().advance(most)
+            clock.now += (self.step - begin) * seconds
+    return Timed
 
 
 @pytest.mark.parametrize("stopped_at", [1, 7, 26, 50])
@@ -203,6 +224,14 @@ def test_a_run_with_long_windows_reports_and_stops_within_them(stopped_at, tmp_p
     losses = load_checkpoint(tmp_path / "parts" / "runs" / config.folder / "checkpoint.pt")["losses"]
     assert [progress.loss for progress in told] == pytest.approx([float(losses[:, :progress.step].mean()) for progress in told])
     assert run(config, tmp_path / "parts").identical(whole)
+
+
+def test_a_slow_run_reports_about_every_two_seconds(tmp_path, monkeypatch):
+    "Six steps of 0.3 seconds are as many as fit into two seconds: every second part is told, and the window's end."
+    clock, told = Clock(), []
+    monkeypatch.setattr("iclrepro.runs.time", clock)
+    run(run_config(steps=60, log_every=30), tmp_path, report=told.append, start=timed_by(clock, 0.3))
+    assert [progress.step for progress in told if progress.stage == "training"] == [13, 25, 30, 42, 54, 60]
 
 
 def test_a_quick_run_reports_whole_windows(tmp_path):
@@ -472,6 +501,23 @@ def test_checkpoints_wait_for_their_time(tmp_path):
     config = run_config()
     with pytest.raises(Halt): run(config, tmp_path, report=halt_at(30), checkpoint_seconds=3600)
     assert not checkpoint_of(config, tmp_path).exists()
+
+
+@pytest.mark.parametrize("took, waits", [(0.0, 2), (0.03, 2), (0.055, 3), (0.29, 15), (0.9, 20)])
+def test_a_run_whose_checkpoints_take_long_writes_fewer(took, waits, tmp_path, monkeypatch):
+    "By a clock on which a window takes a second: two hundredths of the time, and ten times the usual wait at most."
+    clock, saved, config = Clock(), [], run_config(steps=250, seeds=(3,), batch_size=2)
+
+    def save(state, path):
+        saved.append(clock.now)
+        clock.now += took
+        save_checkpoint(state, path)
+
+    monkeypatch.setattr("iclrepro.runs.time", clock)
+    monkeypatch.setattr("iclrepro.runs.save_checkpoint", save)
+    run(config, tmp_path, checkpoint_seconds=2, start=timed_by(clock, 0.2))
+    waited = [after - before - took for before, after in zip(saved, saved[1:])]
+    assert saved[0] == pytest.approx(2, abs=1e-3) and waited[:-1] == pytest.approx([waits] * (len(waited) - 1), abs=1e-3) and len(waited) == math.ceil(48 / waits) and waited[-1] < waits + 1e-3
 
 
 def test_a_complete_run_is_not_run_again(tmp_path):

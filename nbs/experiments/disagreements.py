@@ -77,6 +77,8 @@ def panel(name):
     marks = alt.Chart(chosen).encode(x=x, y=y, color=colour)
     layers = [alt.Chart(means).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour, detail="model:N"), marks.transform_filter("datum.reached").mark_point(filled=True, size=40, opacity=0.8),
               marks.transform_filter("!datum.reached").mark_point(shape="triangle-up", size=60)]
+    sizes = means[(means.way == list(comparison.ways)[1]) & (means.model != means.colour)].assign(size=lambda rows: rows.model.str.split(", ", n=1).str[-1])
+    if len(sizes): layers.append(alt.Chart(sizes).mark_text(align="left", dx=9, fontSize=9).encode(x=x, y=y, color=colour, text="size:N"))
     factors = ", ".join(dict.fromkeys(f"{'' if row.known else '('}{row.ratio:.2g}{' or further' if row.bound else ''}{'' if row.known else ')'}" for _, row in rows.iterrows()))
     return alt.layer(*layers).properties(width=150, height=150, title=alt.TitleParams([comparison.title, f"ratio {factors}"], fontSize=12, anchor="start"))
 

@@ -223,7 +223,7 @@ def train(
         except ValueError as error: raise WrongRun(f"{path}: {error}; move it away to start the run from its beginning") from error
     begin, started = training.step, time.monotonic()
     saved_at, saved_step, wait = started, begin if path.exists() else -1, checkpoint_seconds
-    told_at, most, size = None, 1, config.train.log_every  # the first step, in which kernels are compiled, says nothing of the next
+    told_at, most, size = float("inf"), 1, config.train.log_every  # the first step, in which kernels are compiled, says nothing of the next
     while not training.finished:
         step, before = training.step, time.monotonic()
         try: training.advance(most)
@@ -233,11 +233,9 @@ def train(
             raise
         now = time.monotonic()
         most = max(1, int((training.step - step) / (now - before) * LOOK))
-        if training.step % size and not training.finished and (told_at is None or now - told_at < LOOK):
-            told_at = told_at or now
-            continue
-        told_at, window = now, (training.step - 1) // size * size
-        rate = (training.step - begin) / (now - started)
+        told_at = min(told_at, now)
+        if training.step % size and not training.finished and now - told_at <= LOOK: continue
+        told_at, window, rate = now, (training.step - 1) // size * size, (training.step - begin) / (now - started)
         steps = training.step if training.finished else config.train.steps  # the most there are: a loss that ends a run is not foreseen
         report(Progress(config.name, "training", training.step, steps, float(training.losses[:, window:training.step].mean()), rate, (steps - training.step) / rate, begin))
         stopped = stop()

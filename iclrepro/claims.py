@@ -694,11 +694,11 @@ def never_converges(model: str, reference: str) -> Judge:
         ours, theirs = median_by_size(numbers, model), median_by_size(numbers, reference)
         missing = not_run_at(numbers, ours)
         evidence = f"median steps to convergence, {steps_in_words(model, ours)}{missing}; {steps_in_words(reference, theirs)}"
-        learnt = [size for size, (median, _) in ours.items() if median < math.inf]
-        if missing and len(learnt) in (0, len(ours)): return UNDECIDED, evidence  # the others may differ
+        learnt = [median < math.inf for median, _ in ours.values()]
+        if missing and sum(learnt) in (0, len(learnt)): return UNDECIDED, evidence  # the others may differ
         told = [size for size, (median, end) in ours.items() if size in theirs and end >= PATIENCE_OF_A_FAILURE * theirs[size][0]]  # an end that is late enough
-        if not learnt: return (REPRODUCED if told else UNDECIDED), evidence
-        return (NOT_REPRODUCED if len(learnt) == len(ours) else PARTLY), evidence
+        if not any(learnt): return (REPRODUCED if told else UNDECIDED), evidence
+        return (NOT_REPRODUCED if all(learnt) else PARTLY), evidence
     return judge
 
 

@@ -9,7 +9,7 @@ __all__ = ['precision_runs']
 from dataclasses import replace
 
 from .evaluation import Exam
-from .experiments import size_of, task_runs
+from .experiments import task_runs
 from .models import TITLES, model_for
 from .runs import RunConfig
 from .tasks import Curriculum, LinearRegression
@@ -18,13 +18,13 @@ from .training import PRECISIONS, TrainConfig
 # %% ../nbs/13g_precision.ipynb #f48ea881
 def precision_runs() -> dict[tuple[str, str], RunConfig]:
     "The runs by model and precision. Linear regression in 5 dimensions, by models of three kinds and sizes."
-    task, size, seeds, runs = LinearRegression(dim=5, n_points=21), size_of("linear_regression", "laptop"), (0, 1, 2, 3), {}
+    task, seeds, runs = LinearRegression(dim=5, n_points=21), (0, 1, 2, 3), {}
     series = [(f"{TITLES[model]}, small", model, TrainConfig(task, model_for(task, model, "small", n_layers=4), Curriculum.constant(task), 8_000, seeds, lr=1e-3, schedule="cosine")) for model in ("transformer", "mambaformer")]
     for model in ("transformer", "mamba"):
         laptop, = task_runs("linear_regression", "laptop", [model]).values()
-        wide = model_for(size.task, model, "standard")
+        same, curriculum = laptop.train.task, laptop.train.curriculum
         series += [(f"{TITLES[model]}, laptop", f"laptop-{model}", replace(laptop.train, seeds=seeds, schedule="cosine")),
-                   (f"{TITLES[model]}, standard", f"standard-{model}", TrainConfig(size.task, wide, size.curriculum, 4_000, seeds[:2], lr=3e-4, schedule="cosine"))]
+                   (f"{TITLES[model]}, standard", f"standard-{model}", TrainConfig(same, model_for(same, model, "standard"), curriculum, 4_000, seeds[:2], lr=3e-4, schedule="cosine"))]
     for label, name, train in series:
         for precision in PRECISIONS:
             runs[label, precision] = RunConfig(f"precision-{name}-{precision}", replace(train, precision=precision), (Exam("none", train.task.n_points, n_prompts=5120, batch_size=256),))

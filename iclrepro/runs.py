@@ -158,7 +158,7 @@ def run(
     config: RunConfig,
     root: str | os.PathLike,                # results go below root/runs
     device: str = "cpu",
-    report: Report = lambda progress: None, # called once a window of steps or every LOOK seconds, once an exam batch and once a probed task
+    report: Report = lambda progress: None, # called once a window of steps or every LOOK to 2 LOOK seconds, once an exam batch and once a probed task
     checkpoint_seconds: float = 20.0,       # seconds of training between checkpoints; more, up to ten times as many, where saving takes long
     stop: Callable[[], bool] = lambda: False,                        # asked after each report: if it says so, save and raise `Stopped`
     start: Callable[[TrainConfig, torch.device], Training] = Training,  # makes the training that is then advanced
@@ -208,7 +208,7 @@ def peak_memory() -> int:
 
 # %% ../nbs/10a_runs.ipynb #71983f79
 SAVING = 0.02  # of the time of training, at most about, is spent on saving
-LOOK = 2.0  # seconds of training between reports if a window of steps takes longer: so soon a run hears that it should stop
+LOOK = 2.0  # seconds of training, at most twice as many, between reports if a window of steps takes longer: so soon a run hears that it should stop
 
 
 def train(

@@ -1101,7 +1101,8 @@ def choice_matters(name: str) -> Judge:
         rows = compare_ways(numbers, name)
         first, second = COMPARISONS[name].ways
         if rows.empty: return UNDECIDED, "not both ways have been run"
-        say = lambda row: f"{row['first']:.3g} {first}, {row.second:.3g} {second}" + ("" if row.known else " (nothing learnt)") + (" (seeds overlap)" if not row.apart else "")
+        value = lambda x: f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+        say = lambda row: f"{value(row['first'])} {first}, {value(row.second)} {second}" + ("" if row.known else " (nothing learnt)") + (" (seeds overlap)" if not row.apart else "")
         evidence = "; ".join(f"{model}: {say(row)}" for model, row in rows.iterrows())
         large = (rows.ratio >= CHANGE) | (rows.ratio <= 1 / CHANGE)
         told = rows.known.astype(bool) & (large | ~rows.bound.astype(bool))

@@ -220,7 +220,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .attention_triton import compiles
-from .blocks import Block
+from .blocks import Block, S4DPost
 from .kernels import fused_members
 from .models import SequenceModel
 
@@ -291,28 +291,43 @@ def _tile(width: int) -> dict[str, int]:
     return {"ROWS": max(1, min(16, 1024 // full)), "WIDTH": full, "num_warps": 4}
 
 
+def _filled_up(weight: Tensor) -> tuple[int, int]:
+    "By how many numbers outputs and inputs of a large weight fall short of rows of a multiple of 16 bytes, without which a GPU multiplies slowly."
+    whole = 16 // weight.itemsize
+    return (-weight.shape[1] % whole, -weight.shape[2] % whole) if min(weight.shape[1:]) >= 64 else (0, 0)
+
+
 class _Linear(torch.autograd.Function):
-    """x (members, rows, inputs), weight (members, outputs, inputs), bias (members, outputs) or None -> (members, rows, outputs), in the weight's dtype."""
+    """x (members, rows, inputs), weight (members, outputs, inputs), bias (members, outputs) or None -> (members, rows, outputs), in the weight's dtype.
+    Where x and weight are filled up with zeros first, also these."""
     @staticmethod
     def forward(x, weight, bias):
+        outputs, (more_outputs, more_inputs) = weight.shape[1], _filled_up(weight)
+        filled = more_outputs or more_inputs
+        if filled: x, weight, bias = F.pad(x, (0, more_inputs)), F.pad(weight, (0, more_inputs, 0, more_outputs)), None if bias is None else F.pad(bias, (0, more_outputs))
         with torch.autocast(x.device.type, enabled=False):
-            if bias is None: return ((x[0] @ weight[0].mT)[None] if len(x) == 1 else x @ weight.mT,)
-            y = x.new_empty(*x.shape[:2], weight.shape[1])
-            for e in range(len(x)): torch.addmm(bias[e], x[e], weight[e].mT, out=y[e])  # a batched product would first copy the bias to all rows
-            return (y,)
+            if bias is None: y = (x[0] @ weight[0].mT)[None] if len(x) == 1 else x @ weight.mT
+            else:
+                y = x.new_empty(*x.shape[:2], weight.shape[1])
+                for e in range(len(x)): torch.addmm(bias[e], x[e], weight[e].mT, out=y[e])  # a batched product would first copy the bias to all rows
+        return (y[..., :outputs], x, weight) if filled else (y,)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(output[1:] or inputs[:2]))
+        ctx.outputs, ctx.inputs = inputs[1].shape[1:]
         ctx.bias = None if inputs[2] is None else inputs[2].dtype
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy, *_):
         x, weight = ctx.saved_tensors
-        dy = dy.contiguous()
+        dy = F.pad(dy, (0, weight.shape[1] - ctx.outputs)) if weight.shape[1] > ctx.outputs else dy.contiguous()
         if len(x) == 1: dx, d_weight = (dy[0] @ weight[0])[None], (dy[0].mT @ x[0])[None]
         else: dx, d_weight = dy @ weight, dy.mT @ x
-        return dx, d_weight, None if ctx.bias is None else column_sums(dy, ctx.bias)
+        d_bias = None if ctx.bias is None else column_sums(dy, ctx.bias)[:, :ctx.outputs]
+        return dx[..., :ctx.inputs], d_weight[:, :ctx.outputs, :ctx.inputs], d_bias
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
@@ -344,15 +359,22 @@ def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype) -> tup
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else module.weight.dtype
     weight, bias = (None if p is None else p.to(dtype)[None] for p in (module.weight, module.bias))
-    (y,) = _Linear.apply(x.to(dtype).reshape(1, -1, x.shape[-1]).contiguous(), weight, bias)
+    y, *_ = _Linear.apply(x.to(dtype).reshape(1, -1, x.shape[-1]).contiguous(), weight, bias)
     return y.view(*x.shape[:-1], -1)
 
 
+def _inner_dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else torch.float32
+
+
 def _block(block: Block, h: Tensor | Pending, draws: Any = None) -> Pending:
-    device = h.stream.device if isinstance(h, Pending) else h.device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
-    stream, x = add_norm(h, block.norm, dtype)
+    stream, x = add_norm(h, block.norm, _inner_dtype(h.stream if isinstance(h, Pending) else h))
     return Pending(stream, block.mix(x, draws))
+
+
+def _post_norm_block(block: S4DPost, h: Tensor | Pending, draws: Any = None) -> Tensor:
+    h = _settled(h)
+    return add_norm(Pending(h, block.branch(h.to(_inner_dtype(h)), draws)), block.norm, torch.float32)[1]
 
 
 def equip(model: SequenceModel) -> None:
@@ -361,8 +383,8 @@ def equip(model: SequenceModel) -> None:
         return lambda h, *rest: forward(_settled(h), *rest)
 
     for block in model.blocks:
-        fits = type(block).forward is Block.forward and isinstance(block.norm, nn.LayerNorm)
-        block.forward = (lambda h, draws=None, block=block: _block(block, h, draws)) if fits else late(block.forward)
+        fused = {Block.forward: _block, S4DPost.forward: _post_norm_block}.get(type(block).forward) if isinstance(block.norm, nn.LayerNorm) else None
+        block.forward = late(block.forward) if fused is None else lambda h, draws=None, block=block, fused=fused: fused(block, h, draws)
         for module in block.modules():
             if isinstance(module, nn.Linear): module.forward = lambda x, module=module: _linear(module, x)
     fits = isinstance(model.norm, nn.LayerNorm)

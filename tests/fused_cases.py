@@ -1,4 +1,6 @@
 """What the kernels of iclrepro.fused must do, in whatever way they run here: test_fused.py calls it in Triton's interpreter, test_cuda.py on a GPU."""
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 
@@ -125,11 +127,42 @@ def stacked(device, model):
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
+def linear(device, members, outputs, inputs, with_bias, half):
+    "Filled up to whole 16 bytes or not; as members of a stack."
+    draws, dtype = Draws(inputs), torch.bfloat16 if half else torch.float32
+    shapes = [(members, 9, inputs), (members, outputs, inputs), (members, outputs)][: 2 + with_bias]
+    tensors = [draws.normal(*shape).to(device, dtype) for shape in shapes]
+    weights = [draws.normal(members, 9, outputs).to(device).bfloat16().double()]
+    one = lambda x, weight, bias=None: fused._Linear.apply(x[None], weight[None], None if bias is None else bias[None])[0][0]
+    ours = lambda *leaves: torch.vmap(one)(*leaves)
+    theirs = lambda *leaves: torch.stack([F.linear(*member) for member in zip(*leaves)])
+    assert fused._filled_up(tensors[1]) == ((-outputs % (16 // dtype.itemsize), -inputs % (16 // dtype.itemsize)) if min(outputs, inputs) > 5 else (0, 0))
+    exact = gradients(lambda *leaves: [theirs(*leaves)], [x.double() for x in tensors], weights)
+    found = gradients(lambda *leaves: [ours(*leaves)], tensors, weights)
+    assert [x.shape for x in found] == [x.shape for x in exact]
+    close(found, exact, 3e-2 if half else 2e-5)
+
+
+def post_norm(device):
+    "Grazzi et al.'s S4, whose norm stands behind the sum, uses the kernel too, and its dropout is that of the block."
+    task = LinearRegression(3, 6)
+    block = build_model(model_for(task, "s4_post", "tiny", n_layers=1, d_model=67, dropout=0.5), 0).to(device).blocks[0]
+    h, weights = Draws(1).normal(4, 6, 67).to(device), [Draws(2).normal(4, 6, 67).to(device).double()]
+    expected = gradients(lambda h: [block(h, Draws(5, device=device))], [h], weights)
+    model = SimpleNamespace(blocks=[block], norm=torch.nn.Identity())
+    fused.equip(model)
+    block.norm.forward = None  # the kernel does not call it
+    found = gradients(lambda h: [block(h, Draws(5, device=device))], [h], weights)
+    close(found, expected, 2e-5)
+
+
 CASES = (
     [(add_norm, rows, width, with_delta, half) for rows, width in ((1, 16), (7, 48), (33, 64)) for with_delta in (True, False) for half in (False, True)]
     + [(column_sums, members, rows, columns, dtype) for members, rows, columns in ((1, 5, 3), (3, 70, 65)) for dtype in (torch.float32, torch.bfloat16)]
     + [(adam, members, size, clip, decay, half) for members, size in ((1, 1500), (3, 70)) for clip, decay in ((None, 0.1), (0.5, 0.0), (1e9, 0.0)) for half in (False, True)]
     + [(collect, members) for members in (1, 3)]
+    + [(linear, members, outputs, inputs, with_bias, half) for outputs, inputs in ((65, 67), (64, 65), (3, 5), (66, 64)) for members in (1, 3) for with_bias in (False, True) for half in (False, True)]
+    + [(post_norm,)]
     + [(equipped, model) for model in ARCHITECTURES]
 )
 ON_A_CPU = [(stacked, model) for model in ("transformer", "s4_post", "rwkv")]  # a GPU's stack has tests of its own

@@ -289,7 +289,7 @@ from math import ceil
 import torch.nn.functional as F
 
 # %% ../nbs/03ia_diagonal_convolution.ipynb #4593bcb0
-TOKENS_A_PAIR = 4  # a sequence has at most so many, or it is walked; by operations it would be twice to four times as many
+TOKENS_A_PAIR = 4  # a sequence of more is walked; counting operations alone would give about 15
 
 
 def shorter_as_convolution(length: int, pairs: int) -> bool:

@@ -356,15 +356,15 @@ def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype) -> tup
     return stream.view(shape), y.view(shape)
 
 
+def _inner_dtype(x: Tensor, otherwise: torch.dtype = torch.float32) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else otherwise
+
+
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else module.weight.dtype
+    dtype = _inner_dtype(x, module.weight.dtype)
     weight, bias = (None if p is None else p.to(dtype)[None] for p in (module.weight, module.bias))
     y, *_ = _Linear.apply(x.to(dtype).reshape(1, -1, x.shape[-1]).contiguous(), weight, bias)
     return y.view(*x.shape[:-1], -1)
-
-
-def _inner_dtype(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else torch.float32
 
 
 def _block(block: Block, h: Tensor | Pending, draws: Any = None) -> Pending:

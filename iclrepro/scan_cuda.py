@@ -151,14 +151,20 @@ def _source(pieces: tuple[str, ...], dtype: torch.dtype, **constants: int) -> st
     return "\n".join([*lines, *pieces])
 
 # %% ../nbs/03d_scan_cuda.ipynb #0028f86f
-def _rows(x: Tensor) -> tuple[Tensor, int]:
-    """A tensor (batch, length, width) that kernels can read, `x` itself if possible, and numbers from one token to the next."""
+def _walked(x: Tensor) -> tuple[Tensor, int]:
+    """A tensor (batch, length, width) that kernels can walk along, `x` itself if its rows follow each other, and numbers from one token to the next."""
     batch, length, width = x.shape
     step = x.stride(1) if length > 1 else x.stride(0)
     follow = batch == 1 or length == 1 or x.stride(0) == length * step
-    if x.stride(2) == 1 and follow and step * x.itemsize % 16 == 0 and x.data_ptr() % 16 == 0:
-        return x, step
-    return x.clone(memory_format=torch.contiguous_format), width
+    return (x, step) if x.stride(2) == 1 and follow else (x.contiguous(), width)
+
+
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """As `_walked`, for kernels that read 16 bytes at a time: every token begins at a multiple of them."""
+    rows, step = _walked(x)
+    if step * x.itemsize % 16 == 0 and rows.data_ptr() % 16 == 0:
+        return rows, step
+    return x.clone(memory_format=torch.contiguous_format), x.shape[2]
 
 
 def _vector(x: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .kernels import first_derivatives_only, fused_members, launch
-from .scan_cuda import _MACHINE, _NUMBERS, _source, _vector
+from .scan_cuda import _MACHINE, _NUMBERS, _source, _vector, _walked
 
 # %% ../nbs/03l_wkv_cuda.ipynb #53bbbe6a
 _AVERAGE = r"""
@@ -153,14 +153,6 @@ extern "C" __global__ void __launch_bounds__(64) average_backward(const Average 
 def _average_source(dtype: torch.dtype) -> str:
     "C++ of both ways; one program serves every width and length."
     return _source((_MACHINE, _NUMBERS, _AVERAGE, _AVERAGE_BACKWARD), dtype)
-
-
-def _walked(x: Tensor) -> tuple[Tensor, int]:
-    "A tensor (batch, length, channels) that kernels can walk along, `x` itself if its rows follow each other, and numbers from one token to the next."
-    batch, length, channels = x.shape
-    step = x.stride(1) if length > 1 else x.stride(0)
-    follow = batch == 1 or length == 1 or x.stride(0) == length * step
-    return (x, step) if x.stride(2) == 1 and follow else (x.contiguous(), channels)
 
 
 class _Average(torch.autograd.Function):

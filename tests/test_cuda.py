@@ -257,16 +257,19 @@ def test_the_fading_average_is_the_loop(batch, length, channels, scale, dtype, b
     assert out.dtype == dtype and type(out.grad_fn).__name__ == "_AverageBackward"
 
 
-def test_members_of_the_fading_average_and_a_recorded_step():
-    "Four members at once are each alone, byte for byte; a CUDA graph of both ways gives the same bytes as they do without one."
-    tensors = [x.requires_grad_() for x in average_example(8, 33, 40, 1, torch.float32, (4,)).values()]
-    step = lambda: (lambda y: (y.detach(), *torch.autograd.grad(y.square().sum(), tensors)))(torch.vmap(wkv)(*tensors))
+def members_and_a_recorded_step(function, tensors):
+    "Members at once are each alone, byte for byte; a CUDA graph of both ways gives the same bytes as they do without one."
+    step = lambda: (lambda y: (y.detach(), *torch.autograd.grad(y.square().sum(), tensors)))(torch.vmap(function)(*tensors))
     direct = step()
-    for m in range(4): assert torch.equal(direct[0][m], wkv(*(x[m] for x in tensors)))
+    for m in range(len(tensors[0])): assert torch.equal(direct[0][m], function(*(x[m] for x in tensors)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph): recorded = step()
     graph.replay()
     for a, b in zip(recorded, direct): assert torch.equal(a, b)
+
+
+def test_members_of_the_fading_average_and_a_recorded_step():
+    members_and_a_recorded_step(wkv, [x.requires_grad_() for x in average_example(8, 33, 40, 1, torch.float32, (4,)).values()])
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 2e-5), (torch.bfloat16, 1e-2)])
@@ -282,16 +285,8 @@ def test_the_diagonal_state_space_is_the_loop(batch, length, channels, pairs, fu
 
 
 def test_members_of_a_convolution_and_a_recorded_step():
-    "Three members at once are each alone, byte for byte; a CUDA graph of both ways gives the same bytes as they do without one."
-    tensors = [x.cuda().requires_grad_() for x in diagonal_cases.inputs(9, 33, 40, 16, members=(3,))]
     assert diagonal_cuda.shorter_as_convolution(33, 16)
-    step = lambda: (lambda y: (y.detach(), *torch.autograd.grad(y.square().sum(), tensors)))(torch.vmap(diagonal_cuda.state_space_cuda)(*tensors))
-    direct = step()
-    for m in range(3): assert torch.equal(direct[0][m], diagonal_cuda.state_space_cuda(*(x[m] for x in tensors)))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): recorded = step()
-    graph.replay()
-    for a, b in zip(recorded, direct): assert torch.equal(a, b)
+    members_and_a_recorded_step(diagonal_cuda.state_space_cuda, [x.cuda().requires_grad_() for x in diagonal_cases.inputs(9, 33, 40, 16, members=(3,))])
 
 
 @pytest.mark.parametrize("precision, error", [("tf32", 1e-2), ("bfloat16", 5e-2)])

@@ -39,18 +39,22 @@ def test_bfloat16_in_and_out(emulated):
     assert_same(ours[2:], exact[2:], 2e-5)
 
 
-def test_members_share_a_launch(emulated):
-    tensors = inputs(2, 11, 6, 4, members=(3,))
-    ours, each = found(torch.vmap(diagonal.diagonal_cuda), tensors), found(torch.vmap(loop), [x.double() for x in tensors])
+@pytest.mark.parametrize("function, launches", [("diagonal_cuda", 4), ("state_space_cuda", 7)])
+def test_members_share_a_launch(emulated, function, launches):
+    tensors = inputs(9, 11, 6, 4, members=(3,))
+    ours, each = found(torch.vmap(getattr(diagonal, function)), tensors), found(torch.vmap(loop), [x.double() for x in tensors])
     assert_same(ours, each, 2e-5)
-    assert len(emulated.launched) == 4
+    assert len(emulated.launched) == launches
 
 
-def test_a_half_of_a_wider_tensor_is_read_in_place(emulated):
+@pytest.mark.parametrize("function", ["diagonal_cuda", "state_space_cuda"])
+def test_a_half_of_a_wider_tensor_is_read_in_place(emulated, function):
     u, *rest = inputs(2, 9, 8, 4)
     wide = torch.full((2, 9, 16), torch.nan)
     wide[..., 8:] = u
-    assert torch.equal(diagonal.diagonal_cuda(wide[..., 8:], *rest), diagonal.diagonal_cuda(u, *rest))
+    assert torch.equal(getattr(diagonal, function)(wide[..., 8:], *rest), getattr(diagonal, function)(u, *rest))
+    strided, plain = (diagonal._walked(x) for x in (wide[..., 8:], wide[..., 8:].mT))
+    assert strided[0].data_ptr() == wide[..., 8:].data_ptr() and strided[1] == 16 and plain[0].is_contiguous()
 
 
 def test_the_definition_is_that_of_the_block():
@@ -61,10 +65,7 @@ def test_the_definition_is_that_of_the_block():
     torch.testing.assert_close(diagonal.diagonal_loop(u, torch.view_as_real(w), torch.view_as_real(c), D), loop(u, log_dt, A_log, A_imag, C, D))
 
 
-CONVOLUTIONS = [(1, 1, 3), (5, 5, 35), (3, 8, 64), (9, 17, 6), (2, 70, 33)]
-
-
-@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 5, 35), (3, 8, 64), (9, 17, 6), (2, 70, 33)], ids=str)
 def test_the_convolution_is_the_sum(emulated, shape):
     batch, length, channels = shape
     draw = torch.Generator().manual_seed(length)
@@ -85,19 +86,3 @@ def test_short_sequences_are_convolved_and_long_ones_walked(emulated, dtype):
         assert_same(ours[:2], exact[:2], 2e-5 if dtype == torch.float32 else 1e-2)
         assert_same(ours[2:], exact[2:], 2e-5)
         assert {name for name, *_ in emulated.launched if name.startswith("convolve")} == kernels
-
-
-def test_members_share_a_convolution(emulated):
-    tensors = inputs(9, 11, 6, 4, members=(3,))
-    ours, each = found(torch.vmap(diagonal.state_space_cuda), tensors), found(torch.vmap(loop), [x.double() for x in tensors])
-    assert_same(ours, each, 2e-5)
-    assert len(emulated.launched) == 7
-
-
-def test_the_convolution_reads_a_half_of_a_wider_tensor_in_place(emulated):
-    u, *rest = inputs(2, 9, 8, 4)
-    wide = torch.full((2, 9, 16), torch.nan)
-    wide[..., 8:] = u
-    assert torch.equal(diagonal.state_space_cuda(wide[..., 8:], *rest), diagonal.state_space_cuda(u, *rest))
-    strided, plain = (diagonal._tokens(x) for x in (wide[..., 8:], wide[..., 8:].mT))
-    assert strided[0].data_ptr() == wide[..., 8:].data_ptr() and strided[1] == 16 and plain[0].is_contiguous()

@@ -445,7 +445,7 @@ def table_marks(
     for study in numbers.study.values:
         errors, start = end_errors(numbers, study), float(numbers["no_context"].sel(study=study))
         if numbers["accuracy"].sel(study=study): start = 1 - start
-        present = [who for who in errors.index if who in TITLES.values()]
+        present = [who for who in TITLES.values() if who in errors.index]
         least = errors.error.min()
         shares = {who: [gained(errors[column][who], start, least) for column in ("error", "high", "low")] for who in present}
         learnt = any(shares[who][0] >= SOLVED_FROM and errors.error[who] <= start / 2 for who in present)
@@ -498,7 +498,9 @@ def solves(who: str, studies: Sequence[str]) -> Judge:
     "A model solves each of some studies."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
         rows = table_marks(numbers)
-        counts = rows[rows.study.isin(studies)].groupby("who", sort=False).mark.agg(lambda marks: int((marks == MARK_SOLVED).sum())).to_dict()
+        solved = (rows.mark == MARK_SOLVED) & rows.learnt  # the best of beginners has not solved anything
+        counts = solved[rows.study.isin(studies)].groupby(rows.who).sum()
+        counts = {model: int(counts[model]) for model in TITLES.values() if model in counts}
         ours = rows[(rows.who == who) & rows.study.isin(studies)].set_index("study")
         evidence = f"of {len(studies)} tasks " + (", ".join(f"{model} solves {n}" for model, n in counts.items()) or "none has been run")
         short = ours[ours.mark != MARK_SOLVED]

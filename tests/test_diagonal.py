@@ -6,7 +6,7 @@ import pytest
 import torch
 from diagonal_cases import assert_same, found, inputs, loop
 
-from iclrepro import diagonal_cuda as diagonal
+from iclrepro import diagonal_cuda as diagonal, kernels
 
 pytestmark = pytest.mark.skipif(not emulator.COMPILER and not os.environ.get("CI"), reason="needs a C++ compiler (g++ or clang++)")
 
@@ -37,6 +37,19 @@ def test_bfloat16_in_and_out(emulated):
     exact = found(loop, [x.double() for x in tensors])
     assert_same(ours[:2], exact[:2], 1e-2)
     assert_same(ours[2:], exact[2:], 2e-5)
+
+
+@pytest.mark.parametrize("function", ["diagonal_cuda", "state_space_cuda"])
+def test_parameters_of_another_precision_are_read_as_float32(emulated, function):
+    u, *parameters = (x.bfloat16() for x in inputs(2, 11, 6, 4))
+    ours = found(getattr(diagonal, function), [u, *parameters])
+    same = found(getattr(diagonal, function), [u, *(x.float() for x in parameters)])
+    assert all(x.dtype == torch.bfloat16 for x in ours) and all(torch.equal(x, y.bfloat16()) for x, y in zip(ours, same))
+
+
+def test_tensors_of_a_kernel_are_on_one_device():
+    with pytest.raises(ValueError, match="on one device, not on cpu, meta"): kernels.shared_device([torch.empty(1), None, torch.empty(1, device="meta")])
+    with pytest.raises(ValueError, match="not on none"): kernels.shared_device([None])
 
 
 @pytest.mark.parametrize("function, launches", [("diagonal_cuda", 4), ("state_space_cuda", 7)])
@@ -77,7 +90,7 @@ def test_the_convolution_is_the_sum(emulated, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_short_sequences_are_convolved_and_long_ones_walked(emulated, dtype):
-    for length, kernels in ((16, {"convolve_forward", "convolve_back", "convolve_kernel"}), (17, set())):
+    for length, names in ((16, {"convolve_forward", "convolve_back", "convolve_kernel"}), (17, set())):
         emulated.launched.clear()
         tensors = inputs(11, length, 5, 4, dtype)
         ours = found(diagonal.state_space_cuda, tensors)
@@ -85,4 +98,4 @@ def test_short_sequences_are_convolved_and_long_ones_walked(emulated, dtype):
         exact = found(loop, [x.double() for x in tensors])
         assert_same(ours[:2], exact[:2], 2e-5 if dtype == torch.float32 else 1e-2)
         assert_same(ours[2:], exact[2:], 2e-5)
-        assert {name for name, *_ in emulated.launched if name.startswith("convolve")} == kernels
+        assert {name for name, *_ in emulated.launched if name.startswith("convolve")} == names

@@ -122,6 +122,10 @@ def test_beginners_are_told_from_the_learned(errors, learnt):
     if min(errors) >= 2: assert set(table.mark) == {MARK_FAILED}
 
 
+def test_models_are_named_in_the_papers_order():
+    assert table_marks(stored({"Least squares": 0.0, "MambaFormer": 0.1, "Mamba": 0.1, "Transformer": 0.1}, 2.0)).who.tolist() == ["Transformer", "Mamba", "MambaFormer"]
+
+
 def test_the_best_yardstick_counts():
     "Two of three are equal and far from what least squares does: a gap, and nobody has learnt."
     table = table_marks(stored({"Transformer": 0.5, "Mamba": 0.5, "MambaFormer": 0.6, "Least squares": 0.0}, 2.0))

@@ -130,10 +130,10 @@ def stored_tiers(experiment: str) -> list[str]:
     return [tier for tier in TIERS if (project_root() / COMMITTED / experiment / f"{tier}.svg").exists()]
 
 
-def minutes(configs: Iterable[RunConfig]) -> float:
-    "What runs of the project took, training and exams, one after the other."
+def minutes(configs: Iterable[RunConfig], cores: int = 2) -> float:
+    "What runs of the project take on so many cores, by the seconds that each took on one: shared out evenly, as runs are, and the seeds of the last."
     costs = [load_cost(config, project_root() / COMMITTED) for config in configs]
-    return sum(cost["training_seconds"] + cost["exam_seconds"] for cost in costs) / 60
+    return sum(cost["training_seconds"] + cost["exam_seconds"] for cost in costs) / cores / 60
 
 
 def minutes_asking(evaluations: Iterable[LanguageRun]) -> float:

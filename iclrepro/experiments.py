@@ -463,8 +463,9 @@ def length_runs(tier: str) -> dict[str, RunConfig]:
 
 
 def function_runs(tier: str) -> dict[str, RunConfig]:
-    "Three functions by the two models, by label: `model, task`."
-    return {f"{label}, {study.replace('_', ' ')}": run for study in FUNCTIONS for label, run in labelled_runs(study, tier).items()}
+    "Three functions by the two models and, but for the paper's own lengths, by MambaFormer, by label: `model, task`."
+    more = {study: dict(zip(["MambaFormer"], task_runs(study, tier, ("mambaformer",)).values())) if tier != "paper" else {} for study in FUNCTIONS}
+    return {f"{label}, {study.replace('_', ' ')}": run for study in FUNCTIONS for label, run in (labelled_runs(study, tier) | more[study]).items()}
 
 
 EXPERIMENTS["grazzi_functions"] = Experiment("Sparse regression, ReLU networks and decision trees", function_runs, where=("Grazzi et al., Fig. 2",))

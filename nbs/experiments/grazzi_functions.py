@@ -11,6 +11,8 @@
 # > Three families of functions that plain least squares does not fit, by Mamba and by a Transformer without positions, up to several times the training length. Grazzi et al., Fig. 2.
 #
 # **The claims.** Mamba learns all three about as well as the Transformer, close to the best method made for each. Beyond the training length it goes on better than the Transformer on ReLU networks.
+#
+# **And one more model.** MambaFormer, Park et al.'s, is not in this paper; it stands beside the two to see what it does beyond the training length.
 
 # %% tags=["parameters"]
 tier = "laptop"       # smoke, laptop, gpu or paper

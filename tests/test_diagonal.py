@@ -47,6 +47,13 @@ def test_parameters_of_another_precision_are_read_as_float32(emulated, function)
     assert all(x.dtype == torch.bfloat16 for x in ours) and all(torch.equal(x, y.bfloat16()) for x, y in zip(ours, same))
 
 
+def test_a_kernel_of_another_precision_is_read_as_float32(emulated):
+    draw = torch.Generator().manual_seed(3)
+    u, kernel = (torch.randn(*shape, generator=draw).bfloat16() for shape in ((2, 11, 6), (11, 6)))
+    ours, same = found(diagonal.convolve_cuda, [u, kernel]), found(diagonal.convolve_cuda, [u, kernel.float()])
+    assert all(x.dtype == torch.bfloat16 for x in ours) and all(torch.equal(x, y.bfloat16()) for x, y in zip(ours, same))
+
+
 def test_tensors_of_a_kernel_are_on_one_device():
     with pytest.raises(ValueError, match="on one device, not on cpu, meta"): kernels.shared_device([torch.empty(1), None, torch.empty(1, device="meta")])
     with pytest.raises(ValueError, match="not on none"): kernels.shared_device([None])

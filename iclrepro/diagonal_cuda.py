@@ -236,7 +236,7 @@ class _Diagonal(torch.autograd.Function):
     def forward(u, log_dt, A_log, A_imag, C, D):
         (batch, length, channels), (members, _, pairs) = u.shape, A_log.shape
         source, (rows, step), out = _diagonal_source(u.dtype, channels, pairs), _walked(u), u.new_empty(u.shape)
-        (w, c) = (C.new_empty(C.shape, dtype=torch.float32) for _ in range(2))
+        w, c = (C.new_empty(C.shape, dtype=torch.float32) for _ in range(2))
         launch(source, "diagonal_prepare", -(-members * channels * pairs // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), w, c] + 6 * [None], [members * channels])
         kept = w.new_empty(batch, -(-length // 8), channels, pairs // 4, 8)
         launch(source, "diagonal_forward", batch * -(-channels * (pairs // 4) // 128), 128, 0, [rows, None, w, c, _vector(D), out, kept, None], [step, 0, length, max(1, batch // members), 1])

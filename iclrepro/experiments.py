@@ -464,8 +464,12 @@ def length_runs(tier: str) -> dict[str, RunConfig]:
 
 def function_runs(tier: str) -> dict[str, RunConfig]:
     "Three functions by the two models and, but for the paper's own lengths, by MambaFormer, by label: `model, task`."
-    more = {study: dict(zip(["MambaFormer"], task_runs(study, tier, ("mambaformer",)).values())) if tier != "paper" else {} for study in FUNCTIONS}
-    return {f"{label}, {study.replace('_', ' ')}": run for study in FUNCTIONS for label, run in (labelled_runs(study, tier) | more[study]).items()}
+    runs = {}
+    for study in FUNCTIONS:
+        models = labelled_runs(study, tier)
+        if tier != "paper": models["MambaFormer"], = task_runs(study, tier, ("mambaformer",)).values()
+        runs |= {f"{label}, {study.replace('_', ' ')}": run for label, run in models.items()}
+    return runs
 
 
 EXPERIMENTS["grazzi_functions"] = Experiment("Sparse regression, ReLU networks and decision trees", function_runs, where=("Grazzi et al., Fig. 2",))

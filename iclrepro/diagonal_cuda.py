@@ -236,7 +236,7 @@ class _Diagonal(torch.autograd.Function):
     def forward(u, log_dt, A_log, A_imag, C, D):
         (batch, length, channels), (members, _, pairs) = u.shape, A_log.shape
         source, (rows, step), out = _diagonal_source(u.dtype, channels, pairs), _walked(u), u.new_empty(u.shape)
-        w, c = (C.new_empty(C.shape, dtype=torch.float32) for _ in range(2))
+        w, c = C.new_empty(C.shape), C.new_empty(C.shape)
         launch(source, "diagonal_prepare", -(-members * channels * pairs // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), w, c] + 6 * [None], [members * channels])
         kept = w.new_empty(batch, -(-length // 8), channels, pairs // 4, 8)
         launch(source, "diagonal_forward", batch * -(-channels * (pairs // 4) // 128), 128, 0, [rows, None, w, c, _vector(D), out, kept, None], [step, 0, length, max(1, batch // members), 1])
@@ -262,7 +262,7 @@ class _Diagonal(torch.autograd.Function):
         launch(source, "diagonal_backward", batch * -(-channels * (pairs // 4) // 128), 128, 0, [rows, g_rows, w, c, _vector(D), g_u, kept, g_shared], [step, g_step, length, max(1, batch // members), 0])
         totals = g_shared.view(members, batch // members, 4 * pairs + 1, channels).sum(1)
         g_w, g_c = (x.contiguous() for x in totals[:, :-1].view(members, pairs, 2, 2, channels).permute(2, 0, 4, 1, 3))
-        found = [x.new_empty(x.shape, dtype=torch.float32) for x in (log_dt, A_log, A_imag, C)]
+        found = [x.new_empty(x.shape) for x in (log_dt, A_log, A_imag, C)]
         launch(source, "diagonal_prepare_backward", -(-members * channels * min(pairs, 32) // 128), 128, 0, [*map(_vector, (log_dt, A_log, A_imag, C)), None, None, g_w, g_c, *found], [members * channels])
         return g_u, *found, totals[:, -1]
 
@@ -276,6 +276,7 @@ def diagonal_cuda(
     D: Tensor,       # (channels,), the skip
 ) -> Tensor:         # (batch, length, channels), as is u
     "S4D and its skip, fused, on a GPU, for up to 128 pairs. Gradients are added in a fixed order."
+    log_dt, A_log, A_imag, C, D = (x.float() for x in (log_dt, A_log, A_imag, C, D))
     pairs, full = C.shape[-2], 4
     while full < pairs: full *= 2
     if full > pairs:  # pairs that are never read
@@ -393,7 +394,7 @@ class _Convolve(torch.autograd.Function):
         rows, length, channels = (g_out if u is None else u).shape
         (u, u_step), (g_out, g_step) = ((None, channels) if x is None else _walked(x) for x in (u, g_out))
         source = _source((_MACHINE, _NUMBERS, _CONVOLVE, _CONVOLVE_BACKWARD), (g_out if u is None else u).dtype, CHANNELS=channels, U_STEP=u_step, G_STEP=g_step, TILE=_TILE, WARPS=_WARPS, ROWS=_ROWS)
-        launch(source, name, ceil(warps / _WARPS), 32 * _WARPS, 0, [u, g_out, _vector(kernel), to, parts], [rows, length, max(1, rows // len(kernel))])
+        launch(source, name, ceil(warps / _WARPS), 32 * _WARPS, 0, [u, g_out, kernel.contiguous(), to, parts], [rows, length, max(1, rows // len(kernel))])
 
     @staticmethod
     def forward(u, kernel):
@@ -419,7 +420,7 @@ class _Convolve(torch.autograd.Function):
         u, kernel = ctx.saved_tensors
         members, tokens, channels = kernel.shape
         g_u, groups = u.new_empty(u.shape), ceil(len(u) // members / _ROWS)
-        parts = kernel.new_empty(members, groups, tokens, channels, dtype=torch.float32)
+        parts = kernel.new_empty(members, groups, tokens, channels)
         _Convolve._launch("convolve_back", _Convolve._warps(u), None, g_out, kernel, g_u, None)
         _Convolve._launch("convolve_kernel", members * groups * ceil(channels / 32) * ceil(tokens / _TILE / 2), u, g_out, kernel, None, parts)
         return g_u, parts.sum(1)
@@ -432,7 +433,7 @@ def convolve_cuda(
     "Causal convolution of each channel with its kernel, on a GPU: as many operations as pairs of tokens. Gradients are added in a fixed order."
     missing = _whole_tiles(u.shape[1]) - len(kernel)
     if missing: kernel = F.pad(kernel, (0, 0, 0, missing))
-    return _Convolve.apply(u, kernel[None])[0]
+    return _Convolve.apply(u, kernel.float()[None])[0]
 
 
 def state_space_cuda(

@@ -298,7 +298,7 @@ def shorter_as_convolution(length: int, pairs: int) -> bool:
     return length <= TOKENS_A_PAIR * pairs
 
 # %% ../nbs/03ia_diagonal_convolution.ipynb #12932144
-_TILE, _WARPS, _ROWS = 8, 4, 8  # tokens at a time; of a block; prompts whose part of a kernel's gradient one lane adds up
+_TILE, _WARPS, _ROWS = 8, 4, 4  # tokens at a time; of a block; prompts whose part of a kernel's gradient one lane adds up
 
 _CONVOLVE = r"""
 constexpr int CHUNKS = (CHANNELS + 31) / 32;
@@ -339,9 +339,13 @@ template <bool BACK, int STEP> DEVICE void convolve(const Convolve& p, const IO*
     from += (long long)row * p.length * STEP + channel;
     for (int first = 0; first < p.length; first += TILE) {
         float sum[TILE] = {};
-        Tile before = {};
+        Tile before = {}, next_x = tile(from, STEP, first, p.length), next = whole_tile(kernel, CHANNELS);
         for (int apart = 0; BACK ? first + apart < p.length : apart <= first; apart += TILE) {
-            const Tile x = tile(from, STEP, BACK ? first + apart : first - apart, p.length), after = whole_tile(kernel + (long long)apart * CHANNELS, CHANNELS);
+            const Tile x = next_x, after = next;
+            if (BACK ? first + apart + TILE < p.length : apart < first) {  // on their way while these are multiplied
+                next_x = tile(from, STEP, BACK ? first + apart + TILE : first - apart - TILE, p.length);
+                next = whole_tile(kernel + (long long)(apart + TILE) * CHANNELS, CHANNELS);
+            }
             add_products<BACK>(sum, x, before, after);
             before = after;
         }
@@ -357,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(128) convolve_forward(const Convolv
 _CONVOLVE_BACKWARD = r"""
 extern "C" __global__ void __launch_bounds__(128) convolve_back(const Convolve p) { convolve<true, G_STEP>(p, p.g_out); }
 
-extern "C" __global__ void __launch_bounds__(128) convolve_kernel(const Convolve p) {
+extern "C" __global__ void __launch_bounds__(128, 8) convolve_kernel(const Convolve p) {
     const int tiles = (p.length + TILE - 1) / TILE, both = (tiles + 1) / 2, groups = (p.batch + ROWS - 1) / ROWS, warp = blockIdx.x * WARPS + threadIdx.x / 32;
     const int unit = warp % both, channel = warp / both % CHUNKS * 32 + threadIdx.x % 32, group = warp / both / CHUNKS;  // group: of all members
     if (channel >= CHANNELS || group >= p.rows / p.batch * groups) return;
@@ -369,9 +373,10 @@ extern "C" __global__ void __launch_bounds__(128) convolve_kernel(const Convolve
         float sum[TILE] = {};
         for (int row = member * p.batch + begin; row < member * p.batch + end; row++) {
             const IO *u = p.u + (long long)row * p.length * U_STEP + channel, *g_out = p.g_out + (long long)row * p.length * G_STEP + channel;
-            Tile before = {};
+            Tile before = {}, next_g = tile(g_out, G_STEP, lag, p.length), next = tile(u, U_STEP, 0, p.length);
             for (int t = lag; t < p.length; t += TILE) {
-                const Tile g = tile(g_out, G_STEP, t, p.length), after = tile(u, U_STEP, t - lag, p.length);
+                const Tile g = next_g, after = next;
+                if (t + TILE < p.length) { next_g = tile(g_out, G_STEP, t + TILE, p.length); next = tile(u, U_STEP, t + TILE - lag, p.length); }
                 add_products<true>(sum, g, before, after);
                 before = after;
             }

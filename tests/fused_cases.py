@@ -21,28 +21,30 @@ def gradients(f, inputs, weights):
 def close(ours, theirs, tolerance): assert all((a.double() - b.double()).abs().max() <= tolerance * b.double().abs().max().clamp(min=1e-3) for a, b in zip(ours, theirs, strict=True))
 
 
-def add_norm(device, rows, width, with_delta, half):
+def add_norm(device, rows, width, with_delta, half, twice=False):
+    "Twice: with the norm in float32 and, beside it, in bfloat16."
     draws = Draws(rows + width)
     h, delta = (draws.normal(2, rows, width).to(device) * 3 + 1 for _ in range(2))
     norm = torch.nn.LayerNorm(width, device=device)
     weight, bias = draws.normal(width).to(device), draws.normal(width).to(device)
-    weights = [draws.normal(2, rows, width).to(device).double() for _ in range(2)]
-    dtype = torch.bfloat16 if half else torch.float32
+    weights = [draws.normal(2, rows, width).to(device).double() for _ in range(2 + twice)]
+    dtype, second = torch.bfloat16 if half else torch.float32, torch.bfloat16 if twice else None
     delta = delta.to(dtype)
 
     def ours(h, delta, weight, bias):
         module = torch.nn.LayerNorm(width, device=device)
         module.requires_grad_(False)
-        out = torch.func.functional_call(Call(lambda: fused.add_norm(fused.Pending(h, delta if with_delta else None), module, dtype), module), {"module.weight": weight, "module.bias": bias}, ())
+        out = torch.func.functional_call(Call(lambda: fused.add_norm(fused.Pending(h, delta if with_delta else None), module, dtype, second), module), {"module.weight": weight, "module.bias": bias}, ())
         return out
 
     def theirs(h, delta, weight, bias):
         s = h + delta if with_delta else h * 1
-        return s, F.layer_norm(s, (width,), weight, bias, norm.eps)
+        y = F.layer_norm(s, (width,), weight, bias, norm.eps)
+        return (s, y, y) if twice else (s, y)
 
     inputs = [h, delta, weight, bias]
     exact = gradients(theirs, [x.double() for x in inputs], weights)
-    close(gradients(ours, inputs, weights), exact, 3e-2 if half else 2e-5)
+    close(gradients(ours, inputs, weights), exact, 3e-2 if half or twice else 2e-5)
 
 
 class Call(torch.nn.Module):
@@ -143,17 +145,49 @@ def linear(device, members, outputs, inputs, with_bias, half):
     close(found, exact, 3e-2 if half else 2e-5)
 
 
-def post_norm(device):
-    "Grazzi et al.'s S4, whose norm stands behind the sum, uses the kernel too, and its dropout is that of the block."
+def weight_gradient(device, members, rows, outputs, inputs, pieces):
+    "As one sum over all rows, or as several."
+    dy, x = (Draws(n).normal(members, rows, n).to(device) for n in (outputs, inputs))
+    assert fused._pieces(members, rows, outputs, inputs) == pieces
+    ours = fused._weight_gradient(dy, x)
+    assert ours.shape == (members, outputs, inputs)
+    close([ours], [dy.double().mT @ x.double()], 1e-5)
+    assert torch.equal(ours, fused._weight_gradient(dy, x))
+
+
+def gated(device, members, outputs, inputs, half):
+    "GELU, map and gate, filled up or not; as members of a stack."
+    draws, dtype = Draws(inputs), torch.bfloat16 if half else torch.float32
+    tensors = [draws.normal(*shape).to(device, dtype) for shape in ((members, 3, 5, inputs), (members, 2 * outputs, inputs), (members, 2 * outputs))]
+    weights = [draws.normal(members, 3, 5, outputs).to(device).bfloat16().double()]
+    one = lambda u, weight, bias: F.glu(F.linear(F.gelu(u), weight, bias))
+    exact = gradients(lambda *leaves: [torch.stack([one(*member) for member in zip(*leaves)])], [x.double() for x in tensors], weights)
+    found = gradients(lambda *leaves: [torch.vmap(fused.gated)(*leaves)], tensors, weights)
+    assert [x.shape for x in found] == [x.shape for x in exact] and {x.dtype for x in found} == {dtype}
+    close(found, exact, 3e-2 if half else 2e-5)
+
+
+def post_norm(device, rate, half):
+    "Grazzi et al.'s S4, whose norm stands behind the sum, uses the kernels too; with dropout, that of the block. One block hands the next its stream in bfloat16 as well."
     task = LinearRegression(3, 6)
-    block = build_model(model_for(task, "s4_post", "tiny", n_layers=1, d_model=67, dropout=0.5), 0).to(device).blocks[0]
+    blocks = build_model(model_for(task, "s4_post", "tiny", n_layers=1, d_model=67, dropout=rate), 0).to(device).blocks
     h, weights = Draws(1).normal(4, 6, 67).to(device), [Draws(2).normal(4, 6, 67).to(device).double()]
-    expected = gradients(lambda h: [block(h, Draws(5, device=device))], [h], weights)
-    model = SimpleNamespace(blocks=[block], norm=torch.nn.Identity())
-    fused.equip(model)
-    block.norm.forward = None  # the kernel does not call it
-    found = gradients(lambda h: [block(h, Draws(5, device=device))], [h], weights)
-    close(found, expected, 2e-5)
+
+    def through(h):
+        draws = Draws(5, device=device)
+        with torch.autocast(device if isinstance(device, str) else device.type, torch.bfloat16, enabled=half):
+            for block in blocks: h = block(h, draws)
+        return [h[...]]
+
+    expected = gradients(through, [h], weights)
+    fused.equip(SimpleNamespace(blocks=blocks, norm=torch.nn.Identity()))
+    used = []
+    for block in blocks:
+        block.norm.forward = None  # the kernel does not call it
+        block.out.forward = lambda x, forward=block.out.forward: used.append(x.dtype) or forward(x)
+    assert (blocks[0](h, None).rounded is None) and len(blocks) == 2
+    close(gradients(through, [h], weights), expected, 3e-2 if half else 2e-5)
+    assert len(used) == (2 if rate else 0)  # without dropout the map is part of a kernel
 
 
 CASES = (
@@ -162,7 +196,10 @@ CASES = (
     + [(adam, members, size, clip, decay, half) for members, size in ((1, 1500), (3, 70)) for clip, decay in ((None, 0.1), (0.5, 0.0), (1e9, 0.0)) for half in (False, True)]
     + [(collect, members) for members in (1, 3)]
     + [(linear, members, outputs, inputs, with_bias, half) for outputs, inputs in ((65, 67), (64, 65), (3, 5), (66, 64)) for members in (1, 3) for with_bias in (False, True) for half in (False, True)]
-    + [(post_norm,)]
+    + [(add_norm, 33, 48, True, False, True), (add_norm, 7, 67, False, False, True)]
+    + [(weight_gradient, *shape) for shape in ((2, 1536, 5, 3, 6), (1, 1510, 70, 65, 5), (3, 509, 5, 3, 1), (20, 1024, 130, 200, 1))]
+    + [(gated, members, outputs, inputs, half) for outputs, inputs in ((67, 67), (64, 128), (3, 5), (66, 300)) for members in (1, 3) for half in (False, True)]
+    + [(post_norm, rate, half) for rate in (0.0, 0.5) for half in (False, True)]
     + [(equipped, model) for model in ARCHITECTURES]
 )
 ON_A_CPU = [(stacked, model) for model in ("transformer", "s4_post", "rwkv")]  # a GPU's stack has tests of its own

@@ -339,13 +339,9 @@ template <bool BACK, int STEP> DEVICE void convolve(const Convolve& p, const IO*
     from += (long long)row * p.length * STEP + channel;
     for (int first = 0; first < p.length; first += TILE) {
         float sum[TILE] = {};
-        Tile before = {}, next_x = tile(from, STEP, first, p.length), next = whole_tile(kernel, CHANNELS);
+        Tile before = {};
         for (int apart = 0; BACK ? first + apart < p.length : apart <= first; apart += TILE) {
-            const Tile x = next_x, after = next;
-            if (BACK ? first + apart + TILE < p.length : apart < first) {  // on their way while these are multiplied
-                next_x = tile(from, STEP, BACK ? first + apart + TILE : first - apart - TILE, p.length);
-                next = whole_tile(kernel + (long long)(apart + TILE) * CHANNELS, CHANNELS);
-            }
+            const Tile x = tile(from, STEP, BACK ? first + apart : first - apart, p.length), after = whole_tile(kernel + (long long)apart * CHANNELS, CHANNELS);
             add_products<BACK>(sum, x, before, after);
             before = after;
         }
@@ -361,7 +357,7 @@ extern "C" __global__ void __launch_bounds__(128) convolve_forward(const Convolv
 _CONVOLVE_BACKWARD = r"""
 extern "C" __global__ void __launch_bounds__(128) convolve_back(const Convolve p) { convolve<true, G_STEP>(p, p.g_out); }
 
-extern "C" __global__ void __launch_bounds__(128, 8) convolve_kernel(const Convolve p) {
+extern "C" __global__ void __launch_bounds__(128) convolve_kernel(const Convolve p) {
     const int tiles = (p.length + TILE - 1) / TILE, both = (tiles + 1) / 2, groups = (p.batch + ROWS - 1) / ROWS, warp = blockIdx.x * WARPS + threadIdx.x / 32;
     const int unit = warp % both, channel = warp / both % CHUNKS * 32 + threadIdx.x % 32, group = warp / both / CHUNKS;  // group: of all members
     if (channel >= CHANNELS || group >= p.rows / p.batch * groups) return;
@@ -373,10 +369,9 @@ extern "C" __global__ void __launch_bounds__(128, 8) convolve_kernel(const Convo
         float sum[TILE] = {};
         for (int row = member * p.batch + begin; row < member * p.batch + end; row++) {
             const IO *u = p.u + (long long)row * p.length * U_STEP + channel, *g_out = p.g_out + (long long)row * p.length * G_STEP + channel;
-            Tile before = {}, next_g = tile(g_out, G_STEP, lag, p.length), next = tile(u, U_STEP, 0, p.length);
+            Tile before = {};
             for (int t = lag; t < p.length; t += TILE) {
-                const Tile g = next_g, after = next;
-                if (t + TILE < p.length) { next_g = tile(g_out, G_STEP, t + TILE, p.length); next = tile(u, U_STEP, t + TILE - lag, p.length); }
+                const Tile g = tile(g_out, G_STEP, t, p.length), after = tile(u, U_STEP, t - lag, p.length);
                 add_products<true>(sum, g, before, after);
                 before = after;
             }

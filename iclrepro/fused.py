@@ -306,8 +306,7 @@ def _times(a: Tensor, b: Tensor) -> Tensor:  # (members, …) both
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y = x.new_empty(*x.shape[:2], weight.shape[1])
-    with torch.autocast(x.device.type, enabled=False):
-        for e in range(len(x)): torch.addmm(bias[e], x[e], weight[e].mT, out=y[e])  # a batched product would first copy the bias to all rows
+    for e in range(len(x)): torch.addmm(bias[e], x[e], weight[e].mT, out=y[e])  # a batched product would first copy the bias to all rows
     return y
 
 
@@ -396,7 +395,7 @@ def _gate_backward(Y, DOUT, DY, rows, width, filled, ROWS: tl.constexpr, WIDTH: 
 
 # %% ../nbs/07ca_gated.ipynb #7491bf22
 def _each_row(kernel: Callable, *tensors: Tensor, width: int, filled: int) -> None:
-    rows, tile = tensors[0].shape[0] * tensors[0].shape[1], _tile(max(width, filled - width))
+    rows, tile = tensors[0].shape[0] * tensors[0].shape[1], _tile(width)
     kernel[(triton.cdiv(rows, tile["ROWS"]),)](*tensors, rows, width, filled, **tile)
 
 

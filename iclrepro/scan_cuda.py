@@ -598,7 +598,7 @@ struct Conv {
     const float *weight, *bias;       // (member, channels, 4), (member, channels) or null
     IO* to;                           // the output, or x's gradient
     float* g_shared;                  // backward only: (row, part, 5 * channels): of the weight, of the bias
-    int x_row, g_out_row, length, batch, parts;  // rows of a member; blocks along the sequence
+    int length, batch, parts;         // batch: rows of a member; parts: blocks along the sequence
 };
 DEVICE float2 pair(const float* from) { return *(const float2*)from; }
 DEVICE float2 pair(const unsigned short* from) {
@@ -607,9 +607,15 @@ DEVICE float2 pair(const unsigned short* from) {
 }
 DEVICE void put_pair(float* to, float2 v) { *(float2*)to = v; }
 DEVICE void put_pair(unsigned short* to, float2 v) { *(unsigned*)to = to_bfloat16(v.x) | (unsigned)to_bfloat16(v.y) << 16; }
-template <int number> DEVICE void read_tokens(float2 v[number], const IO* row, int step, int first, int length) {
+template <int number, int STEP> DEVICE void read_tokens(float2 v[number], const IO* row, int first, int length) {
+    row += (long long)first * STEP;
+    if (first >= 0 && first + number <= length) {  // nearly always, and then without a question a token
+        #pragma unroll
+        for (int k = 0; k < number; k++) v[k] = pair(row + k * STEP);
+        return;
+    }
     #pragma unroll
-    for (int k = 0; k < number; k++) v[k] = first + k >= 0 && first + k < length ? pair(row + (long long)(first + k) * step) : make_float2(0.f, 0.f);
+    for (int k = 0; k < number; k++) v[k] = first + k >= 0 && first + k < length ? pair(row + k * STEP) : make_float2(0.f, 0.f);
 }
 struct Taps { float w[2][4], bias[2]; };
 DEVICE Taps read_taps(const Conv& p, int member, int channel) {
@@ -630,13 +636,13 @@ DEVICE float2 convolved(const Taps& taps, const float2* x) {  // x: the present 
     return v;
 }
 
-extern "C" __global__ void __launch_bounds__(384, 2) conv_forward(const Conv p) {
+extern "C" __global__ void __launch_bounds__(288, 3) conv_forward(const Conv p) {
     const int row = blockIdx.x / (PAIRS * p.parts), part = blockIdx.x / PAIRS % p.parts;
     const int channel = blockIdx.x % PAIRS * 64 + threadIdx.x % 32 * 2, first = (part * (blockDim.x / 32) + threadIdx.x / 32) * TOKENS;
     if (channel >= CHANNELS || first >= p.length) return;
     const Taps taps = read_taps(p, row / p.batch, channel);
     float2 x[TOKENS + 3];
-    read_tokens<TOKENS + 3>(x, p.x + (long long)row * p.length * p.x_row + channel, p.x_row, first - 3, p.length);
+    read_tokens<TOKENS + 3, X_STEP>(x, p.x + (long long)row * p.length * X_STEP + channel, first - 3, p.length);
     IO* to = p.to + ((long long)row * p.length + first) * CHANNELS + channel;
     #pragma unroll
     for (int k = 0; k < TOKENS; k++) {
@@ -650,15 +656,15 @@ extern "C" __global__ void __launch_bounds__(384, 2) conv_forward(const Conv p) 
 _CONV_BACKWARD = r"""
 DEVICE float silu_slope(float v) { const float s = sigmoid(v); return fmaf(v * s, 1.f - s, s); }
 
-extern "C" __global__ void __launch_bounds__(384, 2) conv_backward(const Conv p) {
+extern "C" __global__ void __launch_bounds__(288, 3) conv_backward(const Conv p) {
     const int row = blockIdx.x / (PAIRS * p.parts), part = blockIdx.x / PAIRS % p.parts, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int channel = blockIdx.x % PAIRS * 64 + lane * 2, first = (part * (blockDim.x / 32) + warp) * TOKENS;
     float g_weight[2][5] = {};  // four taps and the bias of two channels
     if (channel < CHANNELS && first < p.length) {
         const Taps taps = read_taps(p, row / p.batch, channel);
         float2 x[TOKENS + 6], g[TOKENS + 3];
-        read_tokens<TOKENS + 6>(x, p.x + (long long)row * p.length * p.x_row + channel, p.x_row, first - 3, p.length);
-        read_tokens<TOKENS + 3>(g, p.g_out + (long long)row * p.length * p.g_out_row + channel, p.g_out_row, first, p.length);
+        read_tokens<TOKENS + 6, X_STEP>(x, p.x + (long long)row * p.length * X_STEP + channel, first - 3, p.length);
+        read_tokens<TOKENS + 3, G_STEP>(g, p.g_out + (long long)row * p.length * G_STEP + channel, first, p.length);
         #pragma unroll
         for (int k = 0; k < TOKENS + 3; k++) {
             const float2 v = convolved(taps, x + k);
@@ -698,13 +704,13 @@ extern "C" __global__ void __launch_bounds__(256) conv_sums(const ConvSums p) { 
 def _conv_grid(length: int) -> tuple[int, int]:
     """Blocks along the sequence and warps of each; a warp takes eight tokens."""
     warps = -(-length // 8)
-    parts = -(-warps // 12)
+    parts = -(-warps // 9)
     return parts, -(-warps // parts)
 
 
-def _conv_source(dtype: torch.dtype, channels: int, silu: bool) -> str:
-    """C++ of the convolution, both ways."""
-    return _source((_MACHINE, _NUMBERS, _SUMS, _CONV, _CONV_BACKWARD), dtype, CHANNELS=channels, SILU=silu)
+def _conv_source(dtype: torch.dtype, channels: int, silu: bool, x_step: int, g_step: int) -> str:
+    """C++ of the convolution, both ways, for numbers from one token to the next."""
+    return _source((_MACHINE, _NUMBERS, _SUMS, _CONV, _CONV_BACKWARD), dtype, CHANNELS=channels, SILU=silu, X_STEP=x_step, G_STEP=g_step)
 
 
 _conv_grid(82)
@@ -718,7 +724,8 @@ class _Conv(torch.autograd.Function):
         (parts, warps), out, (rows, step) = _conv_grid(length), x.new_empty(x.shape), _rows(x)
         tensors = [rows, None, _vector(weight), _vector(bias), out, None]
         blocks = batch * parts * -(-channels // 64)
-        launch(_conv_source(x.dtype, channels, silu), "conv_forward", blocks, 32 * warps, 0, tensors, [step, 0, length, max(1, batch // members), parts])
+        source = _conv_source(x.dtype, channels, silu, step, channels)  # as the way back, whose gradient mostly comes without gaps: compiled once
+        launch(source, "conv_forward", blocks, 32 * warps, 0, tensors, [length, max(1, batch // members), parts])
         return (out,)
 
     @staticmethod
@@ -738,8 +745,8 @@ class _Conv(torch.autograd.Function):
         (parts, warps), (rows, step), (g_rows, g_step) = _conv_grid(length), _rows(x), _rows(g_out)
         g_x, g_shared, totals = x.new_empty(x.shape), weight.new_empty(batch * parts * 5 * channels), weight.new_empty(members * 5 * channels)
         tensors = [rows, g_rows, _vector(weight), _vector(bias), g_x, g_shared]
-        source, blocks = _conv_source(x.dtype, channels, ctx.silu), batch * parts * -(-channels // 64)
-        launch(source, "conv_backward", blocks, 32 * warps, warps * 320 * 4, tensors, [step, g_step, length, max(1, batch // members), parts])
+        source, blocks = _conv_source(x.dtype, channels, ctx.silu, step, g_step), batch * parts * -(-channels // 64)
+        launch(source, "conv_backward", blocks, 32 * warps, warps * 320 * 4, tensors, [length, max(1, batch // members), parts])
         launch(source, "conv_sums", members * 5 * channels // 32, 256, 8 * 32 * 4, [g_shared, totals], [batch // members * parts, members])
         g_weight, g_bias = totals.split([members * channels * 4, members * channels])
         return g_x, g_weight.view(weight.shape), None if bias is None else g_bias.view(bias.shape), None

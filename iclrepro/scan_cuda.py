@@ -181,10 +181,10 @@ def _segment(length: int, fixed: int, device: torch.device) -> tuple[int, int]:
     return segment, fixed + segment * token
 
 
-def _scan_source(dtype: torch.dtype, channels: int, last: tuple[str, ...], **switches: bool) -> str:
+def _scan_source(dtype: torch.dtype, channels: int, last: tuple[str, ...], **constants: int) -> str:
     """C++ of the scan one way or the other: what both need and the last pieces."""
     pieces = _MACHINE, _NUMBERS, _steps(dtype), _LANES, _STAGING, *last
-    return _source(pieces, dtype, CHANNELS=channels, WARPS=_channel_warps(channels), **switches)
+    return _source(pieces, dtype, CHANNELS=channels, WARPS=_channel_warps(channels), **constants)
 
 # %% ../nbs/03da_scan_cuda_forward.ipynb #bb136aaa
 _FORWARD = r"""
@@ -363,7 +363,7 @@ _BACKWARD = r"""
 struct Backward {
     const IO *u, *dt, *z, *B, *C, *g_out, *y;  // z, y: null without a gate
     const float *A, *D, *dt_bias, *kept;
-    IO *g_u, *g_dt, *g_z;                 // (row, length, channels)
+    IO *g_u, *g_dt, *g_z;                 // (row, length, channels), of g_z every Z_STEP numbers
     float *g_BC, *g_shared;               // (row, block of channels, length, 32); (row, 18 * channels): of A, of D, of dt_bias
     int u_row, dt_row, z_row, B_row, C_row, g_out_row, length, batch, segment;
 };
@@ -407,7 +407,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
         #pragma unroll
         for (int s = 0; s < 4; s++) { carried[c][s] = 0.f; g_A[c][s] = 0.f; }
     const long long at = (long long)(tokens + (chunks - 1) * CHUNK) * CHANNELS + channel;
-    IO *g_u = p.g_u + at, *g_dt = p.g_dt + at, *g_z = p.g_z + at;
+    IO *g_u = p.g_u + at, *g_dt = p.g_dt + at, *g_z = p.g_z + (long long)(tokens + (chunks - 1) * CHUNK) * Z_STEP + channel;
     float* sum_at = sums + warp * TOGETHER * 32 + (quad & 4) * 4 + 4 * j + flip;
 
     for (int begin = (p.length - 1) / p.segment * p.segment; begin >= 0; begin -= p.segment) {
@@ -443,7 +443,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
                 if (GATED) {
                     const float z = number(own[3 * NUMBERS + 32 * k]), gate = sigmoid(z);
                     const float g_gate = g_y[k] * number(own[4 * NUMBERS + 32 * k]) * fmaf(z * gate, 1.f - gate, gate);
-                    if (there) put(g_z + k * CHANNELS, g_gate);
+                    if (there) put(g_z + k * Z_STEP, g_gate);
                     g_y[k] *= z * gate;
                 }
                 drive[k] = delta[k] * u[k];
@@ -497,7 +497,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8 / WARPS) scan_backward(c
                 g_bias += g_x;  // zero after the last token
                 if (k < end - t) { put(g_u + k * CHANNELS, g_own); put(g_dt + k * CHANNELS, g_x); }
             }
-            g_u -= CHUNK * CHANNELS; g_dt -= CHUNK * CHANNELS; g_z -= CHUNK * CHANNELS;
+            g_u -= CHUNK * CHANNELS; g_dt -= CHUNK * CHANNELS; g_z -= CHUNK * Z_STEP;
             if ((unsigned)t % TOGETHER == 0) {
                 __syncthreads();
                 const int numbers = min(p.length - t, TOGETHER) * 8;  // four at a time
@@ -564,23 +564,23 @@ extern "C" __global__ void __launch_bounds__(256) scan_sums(const Sums p) {
     const float* from = p.g_BC + row * BLOCKS * numbers + within;
     float sum = 0.f;
     for (int block = 0; block < BLOCKS; block++) sum += from[block * numbers];
-    put((within & 16 ? p.g_C : p.g_B) + (row * p.length + within / 32) * 16 + within % 16, sum);
+    put((within & 16 ? p.g_C : p.g_B) + (row * p.length + within / 32) * BC_STEP + within % 16, sum);
 }
 """
 
 # %% ../nbs/03db_scan_cuda_backward.ipynb #c7aad1ec
-def _scan_backward(g_out, u, dt, A, B, C, D, z, dt_bias, y, kept, softplus: bool) -> tuple[Tensor | None, ...]:
-    """Gradients of u, dt, A, B, C, D, z and dt_bias."""
+def _scan_backward(g_out, u, dt, A, B, C, D, z, dt_bias, y, kept, softplus: bool, into: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor | None, ...]:
+    """Gradients of u, dt, A, B, C, D, z and dt_bias; those of z, B and C in the tensors `into`, whose tokens may lie apart."""
     (batch, length, channels), members, warps, gated = u.shape, A.shape[0], _channel_warps(u.shape[2]), z is not None
     blocks = channels // (32 * warps)
-    g_u, g_dt, g_z = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(u.shape) if gated else None
-    g_B, g_C = u.new_empty(B.shape), u.new_empty(C.shape)
+    g_u, g_dt = u.new_empty(u.shape), u.new_empty(u.shape)
+    g_z, g_B, g_C = into or (u.new_empty(u.shape) if gated else None, u.new_empty(B.shape), u.new_empty(C.shape))
     g_BC, g_shared, totals = (A.new_empty(n, dtype=torch.float32) for n in (batch * blocks * length * 32, batch * 18 * channels, members * 18 * channels))
     rows, steps = zip(*(_rows(x) for x in (u, dt, z if gated else u, B, C, g_out)))
     stage = (5 if gated else 3) * 512 + 4 // u.itemsize * 2048  # slabs, and one kept state of float32 or two of bfloat16
     segment, shared = _segment(length, warps * (2 * stage + 16 * 32 * 4), u.device)
     tensors = [*rows, y, *map(_vector, (A, D, dt_bias)), kept, g_u, g_dt, g_z, g_BC, g_shared]
-    source = _scan_source(u.dtype, channels, (_BACKWARD_LANES, _BACKWARD, _SUMS, _SCAN_SUMS), GATED=gated, SOFTPLUS=softplus)
+    source = _scan_source(u.dtype, channels, (_BACKWARD_LANES, _BACKWARD, _SUMS, _SCAN_SUMS), GATED=gated, SOFTPLUS=softplus, Z_STEP=g_z.stride(1) if gated else channels, BC_STEP=g_B.stride(1))
     launch(source, "scan_backward", batch * blocks, 32 * warps, shared, tensors, [*steps, length, max(1, batch // members), segment])
     token_blocks = -(-batch * length * 32 // 256)
     tensors = [g_BC, g_shared, g_B, g_C, totals]
@@ -674,13 +674,13 @@ extern "C" __global__ void __launch_bounds__(288, 3) conv_backward(const Conv p)
             for (int m = 0; m < 4; m++) { g_weight[0][m] = fmaf(g[k].x, x[k + m].x, g_weight[0][m]); g_weight[1][m] = fmaf(g[k].y, x[k + m].y, g_weight[1][m]); }
             g_weight[0][4] += g[k].x; g_weight[1][4] += g[k].y;
         }
-        IO* to = p.to + ((long long)row * p.length + first) * CHANNELS + channel;
+        IO* to = p.to + ((long long)row * p.length + first) * TO_STEP + channel;
         #pragma unroll
         for (int k = 0; k < TOKENS; k++) {
             float2 v = make_float2(0.f, 0.f);
             #pragma unroll
             for (int m = 0; m < 4; m++) { v.x = fmaf(taps.w[0][m], g[k + 3 - m].x, v.x); v.y = fmaf(taps.w[1][m], g[k + 3 - m].y, v.y); }
-            if (first + k < p.length) put_pair(to + k * CHANNELS, v);
+            if (first + k < p.length) put_pair(to + k * TO_STEP, v);
         }
     }
     float* sums = (float*)shared_memory();  // (warp, 10, lane)
@@ -708,25 +708,41 @@ def _conv_grid(length: int) -> tuple[int, int]:
     return parts, -(-warps // parts)
 
 
-def _conv_source(dtype: torch.dtype, channels: int, silu: bool, x_step: int, g_step: int) -> str:
-    """C++ of the convolution, both ways, for numbers from one token to the next."""
-    return _source((_MACHINE, _NUMBERS, _SUMS, _CONV, _CONV_BACKWARD), dtype, CHANNELS=channels, SILU=silu, X_STEP=x_step, G_STEP=g_step)
+def _conv_source(dtype: torch.dtype, channels: int, silu: bool, x_step: int, g_step: int, to_step: int) -> str:
+    """C++ of the convolution, both ways, for numbers from one token to the next: of the input, of the output's gradient, of what is written."""
+    return _source((_MACHINE, _NUMBERS, _SUMS, _CONV, _CONV_BACKWARD), dtype, CHANNELS=channels, SILU=silu, X_STEP=x_step, G_STEP=g_step, TO_STEP=to_step)
 
 
 _conv_grid(82)
 
 # %% ../nbs/03e_conv_cuda.ipynb #475cadbd
+def _conv_forward(x, weight, bias, silu: bool) -> Tensor:
+    """The weight is (members, channels, 4), the bias (members, channels); the batch holds all members' rows."""
+    (batch, length, channels), members = x.shape, weight.shape[0]
+    (parts, warps), out, (rows, step) = _conv_grid(length), x.new_empty(x.shape), _rows(x)
+    tensors = [rows, None, _vector(weight), _vector(bias), out, None]
+    source, blocks = _conv_source(x.dtype, channels, silu, step, channels, channels), batch * parts * -(-channels // 64)
+    launch(source, "conv_forward", blocks, 32 * warps, 0, tensors, [length, max(1, batch // members), parts])
+    return out
+
+
+def _conv_backward(g_out, x, weight, bias, silu: bool, g_x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the weight and the bias; that of x is written into g_x, whose tokens may lie apart."""
+    (batch, length, channels), members = x.shape, weight.shape[0]
+    (parts, warps), (rows, step), (g_rows, g_step) = _conv_grid(length), _rows(x), _rows(g_out)
+    g_shared, totals = weight.new_empty(batch * parts * 5 * channels), weight.new_empty(members * 5 * channels)
+    tensors = [rows, g_rows, _vector(weight), _vector(bias), g_x, g_shared]
+    source, blocks = _conv_source(x.dtype, channels, silu, step, g_step, g_x.stride(1)), batch * parts * -(-channels // 64)
+    launch(source, "conv_backward", blocks, 32 * warps, warps * 320 * 4, tensors, [length, max(1, batch // members), parts])
+    launch(source, "conv_sums", members * 5 * channels // 32, 256, 8 * 32 * 4, [g_shared, totals], [batch // members * parts, members])
+    g_weight, g_bias = totals.split([members * channels * 4, members * channels])
+    return g_weight.view(weight.shape), None if bias is None else g_bias.view(bias.shape)
+
+
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, silu):
-        """The weight is (members, channels, 4), the bias (members, channels); the batch holds all members' rows."""
-        (batch, length, channels), members = x.shape, weight.shape[0]
-        (parts, warps), out, (rows, step) = _conv_grid(length), x.new_empty(x.shape), _rows(x)
-        tensors = [rows, None, _vector(weight), _vector(bias), out, None]
-        blocks = batch * parts * -(-channels // 64)
-        source = _conv_source(x.dtype, channels, silu, step, channels)  # as the way back, whose gradient mostly comes without gaps: compiled once
-        launch(source, "conv_forward", blocks, 32 * warps, 0, tensors, [length, max(1, batch // members), parts])
-        return (out,)
+        return (_conv_forward(x, weight, bias, silu),)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -741,15 +757,8 @@ class _Conv(torch.autograd.Function):
     def backward(ctx, g_out):
         first_derivatives_only("CUDA")
         x, weight, bias = ctx.saved_tensors
-        (batch, length, channels), members = x.shape, weight.shape[0]
-        (parts, warps), (rows, step), (g_rows, g_step) = _conv_grid(length), _rows(x), _rows(g_out)
-        g_x, g_shared, totals = x.new_empty(x.shape), weight.new_empty(batch * parts * 5 * channels), weight.new_empty(members * 5 * channels)
-        tensors = [rows, g_rows, _vector(weight), _vector(bias), g_x, g_shared]
-        source, blocks = _conv_source(x.dtype, channels, ctx.silu, step, g_step), batch * parts * -(-channels // 64)
-        launch(source, "conv_backward", blocks, 32 * warps, warps * 320 * 4, tensors, [length, max(1, batch // members), parts])
-        launch(source, "conv_sums", members * 5 * channels // 32, 256, 8 * 32 * 4, [g_shared, totals], [batch // members * parts, members])
-        g_weight, g_bias = totals.split([members * channels * 4, members * channels])
-        return g_x, g_weight.view(weight.shape), None if bias is None else g_bias.view(bias.shape), None
+        g_x = x.new_empty(x.shape)
+        return g_x, *_conv_backward(g_out, x, weight, bias, ctx.silu, g_x), None
 
 
 def conv_cuda(

@@ -115,8 +115,8 @@ def _backward_queries(QKV, OUT, G, LOGSUM, DELTA, DQKV, length, stride_batch, st
     tl.store(DQ + query[:, None] * d_model * 3 + number[None, :], (dq * rest).to(DQ.dtype.element_ty), inside)
 
 # %% ../nbs/03ga_attention_triton.ipynb #3fe40ee1
-def _tiles(length: int, width: int, halves: bool) -> dict[str, dict[str, int]]:
-    """Sizes of blocks and programs of each kernel, for a prompt's length, a head's width, and numbers of 16 bits or not; no "queries" where one block holds all keys."""
+def _tiles(length: int, width: int, halves: bool, exact: bool = True) -> dict[str, dict[str, int]]:
+    """Sizes of blocks and programs of each kernel, for a prompt's length, a head's width, and numbers of 16 bits, or of 32 that are multiplied exactly or not; no "queries" where one block holds all keys."""
     full, tokens = max(16, _power_of_2(width)), max(16, _power_of_2(length))
 
     def tile(queries: int, keys: int, per_warp: int) -> dict[str, int]:
@@ -127,8 +127,10 @@ def _tiles(length: int, width: int, halves: bool) -> dict[str, dict[str, int]]:
     small = tile(32, 32, 512) if halves else tile(16, 32, 256)
     if tokens <= 128 and tokens * full <= (8192 if halves else 4096):
         return {"forward": small, "keys": tile(32, tokens, 512 if tokens < 128 else 1024) if halves else tile(16, tokens, 512)}
-    large = tile(64, 64, 1024) if halves else small
-    return {"forward": large, "queries": large, "keys": large}
+    if halves: queries = keys = tile(64, 64, 1024)
+    elif exact or full > 64: queries = keys = small  # wider heads would want more shared memory than most GPUs have
+    else: queries, keys = tile(64, 32, 512), tile(32, 64, 512)
+    return {"forward": queries, "queries": queries, "keys": keys}
 
 
 def _power_of_2(number: int) -> int:
@@ -143,7 +145,7 @@ class _Attention(torch.autograd.Function):
         width = columns // (3 * n_heads)
         qkv = _rows(qkv)
         out, logsum = qkv.new_empty(batch, length, columns // 3), qkv.new_empty(batch, n_heads, length, dtype=torch.float32)
-        tile = _tiles(length, width, qkv.itemsize == 2)["forward"]
+        tile = _tiles(length, width, qkv.itemsize == 2, precision == "ieee")["forward"]
         _launch(_forward, batch * n_heads, tile["QUERIES"], qkv, out, logsum, *_sizes(qkv, n_heads)[:5], width, PRECISION=precision, **tile)
         return out, logsum
 
@@ -162,7 +164,7 @@ class _Attention(torch.autograd.Function):
         batch, length, columns = qkv.shape
         width = columns // (3 * n_heads)
         qkv, g, dqkv = _rows(qkv), g.contiguous(), qkv.new_empty(qkv.shape)
-        tiles = _tiles(length, width, qkv.itemsize == 2)
+        tiles = _tiles(length, width, qkv.itemsize == 2, precision == "ieee")
         delta = torch.empty_like(logsum) if "queries" in tiles else logsum
         sizes, tile = _sizes(qkv, n_heads), tiles["keys"]
         if first := tiles.get("queries"): _launch(_backward_queries, batch * n_heads, first["QUERIES"], qkv, out, g, logsum, delta, dqkv, *sizes, width, PRECISION=precision, **first)

@@ -574,20 +574,27 @@ def _mix_of_mamba(block: Mamba, x: Tensor, draws: Any = None) -> Tensor:
     return block.out_proj(y)
 
 
-def equip(model: SequenceModel) -> None:
-    "Let the blocks of a float32 model use the kernels of this chapter, for its gradients too; what it computes stays the same up to rounding. In place."
+_MIXES = {S4D.mix: (_mix_of_s4, ("out.weight", "out.bias")), Mamba.mix: (_mix_of_mamba, ("x_proj.weight", "dt_proj.weight"))}  # by a block's: ours, and what it rounds if products are rounded
+
+
+def equip(model: SequenceModel) -> set[str]:
+    """Let the blocks of a float32 model use the kernels of this chapter, for its gradients too; what it computes stays the same up to rounding. In place.
+    Returns the names of weights that go into products without their module being called."""
     def late(forward: Callable) -> Callable:
         return lambda h, *rest: forward(_settled(h), *rest)
 
-    for block in model.blocks:
+    products: set[str] = set()
+    for number, block in enumerate(model.blocks):
         fused = {Block.forward: _block, S4DPost.forward: _post_norm_block}.get(type(block).forward) if isinstance(block.norm, nn.LayerNorm) else None
         block.forward = late(block.forward) if fused is None else lambda h, draws=None, block=block, fused=fused: fused(block, h, draws)
-        mix = {S4D.mix: _mix_of_s4, Mamba.mix: _mix_of_mamba}.get(getattr(type(block), "mix", None))
+        mix, weights = _MIXES.get(getattr(type(block), "mix", None), (None, ()))
         if mix: block.mix = lambda x, draws=None, block=block, mix=mix: mix(block, x, draws)
+        products |= {f"blocks.{number}.{name}" for name in weights}
         for module in block.modules():
             if isinstance(module, nn.Linear): module.forward = lambda x, module=module: _linear(module, x)
     fits = isinstance(model.norm, nn.LayerNorm)
     model.norm.forward = (lambda h, norm=model.norm: add_norm(h, norm, torch.float32)[1]) if fits else late(model.norm.forward)
+    return products
 
 
 def runs_kernels(device: torch.device) -> bool:

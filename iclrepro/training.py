@@ -399,14 +399,16 @@ class Stack:
         for member, mean, square in zip(self.members, self.adam.mean, self.adam.square):
             member.optimiser.state[member.flat] = {"step": torch.zeros(()), "exp_avg": mean, "exp_avg_sq": square}
         if config.precision == "bfloat16": exact_ends(self.skeleton)
-        if runs_kernels(device): equip(self.skeleton)
+        products = equip(self.skeleton) if runs_kernels(device) else set()
         self.recorded: tuple[tuple[int, int], torch.cuda.CUDAGraph] | None = None
         self.draws: dict[str, list[Draws]] = {}
         self.low: set[str] = set()  # parameters that the model is given in bfloat16
+        self.apart: dict[str, slice] = {}  # where those lie that it is given without gaps between members
         self.groups = [list(range(count))]
         self.collectors = {}
-        with inner_precision(config.precision): called = self._try_out()
-        if self.half is not None: self.low = {f"{name}.{part}" for name in called for part in ("weight", "bias")}
+        with inner_precision(config.precision): products |= {f"{name}.{part}" for name in self._try_out() for part in ("weight", "bias")}
+        if self.half is not None: self.low = products
+        if count > 1: self._gather(products)
 
     def _try_out(self) -> set[str]:
         "Run one prompt through. Members take turns if `vmap` does not know an operation. Returns which linear layers of the blocks are called as such."
@@ -424,6 +426,17 @@ class Stack:
         self.grad.zero_()
         return called
 
+    def _gather(self, products: set[str]) -> None:
+        "Lay out what is not a product's weight member behind member, as kernels for a scan, a convolution, a norm read it: one copy a step instead of one a parameter, use and layer."
+        (count, size), source, end = self.flat.shape, [], 0
+        for (name, p), place in zip(self.skeleton.named_parameters(), self.where):
+            if name in products: continue
+            numbers = size * torch.arange(count)[:, None] + torch.arange(place.start, place.stop)
+            self.apart[name] = slice(end, end + numbers.numel())
+            source.append(nn.functional.pad(numbers.flatten(), (0, -numbers.numel() % 64)))  # begin at multiples of 64 here too
+            end += len(source[-1])
+        self.source = torch.cat(source).to(self.device)
+
     def stage(self, step: int) -> tuple[int, int]:
         "Points and active dimensions of a step: what decides the shape of the work."
         return self.config.curriculum.points.at(step), self.config.curriculum.dims.at(step)
@@ -440,23 +453,24 @@ class Stack:
         "A batch of each member."
         return [self.config.task.sample(draws, batch_size or self.config.batch_size, *stage) for draws in self.draws["train"]]
 
-    def leaves(self, group: list[int]) -> dict[str, Tensor]:
+    def leaves(self, group: list[int], gathered: Tensor | None) -> dict[str, Tensor]:
         "Parameters of a group of members by name, with a leading axis if they are several."
         rows, parameters = slice(group[0], group[-1] + 1), {}
         for (name, p), place in zip(self.skeleton.named_parameters(), self.where):
-            values = self.half if name in self.low else self.flat
-            parameters[name] = values[rows, place].detach().view(*([len(group)] if len(group) > 1 else []), *p.shape).requires_grad_()
+            if name in self.apart: values = gathered[self.apart[name]].view(len(self.members), -1)[rows]
+            else: values = (self.half if name in self.low else self.flat)[rows, place]
+            parameters[name] = values.detach().view(*([len(group)] if len(group) > 1 else []), *p.shape).requires_grad_()
         return parameters
 
     def differentiate(self, prompts: list[Prompt]) -> Tensor:  # (members,)
         "The loss of every member on its batch; gradients are left where Adam finds them."
         task, losses = self.config.task, []
-
         def loss_of_one(parameters: dict[str, Tensor], draws: Draws, *fields: Tensor) -> Tensor:
             return task.loss(predict(Bound(self.skeleton, parameters), Prompt(*fields), draws), Prompt(*fields))
 
+        gathered = self.flat.detach().view(-1)[self.source] if self.apart else None
         for group in self.groups:
-            parameters = self.leaves(group)
+            parameters = self.leaves(group, gathered)
             if len(group) > 1:
                 loss = vmap(lambda parameters, member, *fields: loss_of_one(parameters, StackedDraws(self.draws["dropout"], member), *fields))(
                     parameters, torch.arange(len(group), device=self.device), *map(torch.stack, zip(*prompts)))

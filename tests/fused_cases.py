@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from iclrepro import fused
-from iclrepro.blocks import S4D, S4DPost
+from iclrepro.blocks import Mamba, S4D, S4DPost
 from iclrepro.models import ARCHITECTURES, build_model, model_for, predict
 from iclrepro.prompts import Draws
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import SideBySide, Stack, TrainConfig, Training
+
+
+UNCALLED = {Mamba: ("x_proj.weight", "dt_proj.weight"), S4D: ("out.weight", "out.bias"), S4DPost: ("out.weight", "out.bias")}  # weights of products that are not seen as calls of a linear layer
 
 
 def gradients(f, inputs, weights):
@@ -112,7 +115,9 @@ def equipped(device, model):
     found = []
     for equip in (False, True):
         net = build_model(model_for(task, model, "tiny", n_layers=1, d_model=16, n_heads=2), 0).to(device)
-        if equip: fused.equip(net)
+        if equip:
+            products = fused.equip(net)
+            assert products == {f"blocks.{i}.{name}" for i, block in enumerate(net.blocks) for name in UNCALLED.get(type(block), ())} <= {name for name, _ in net.named_parameters()}
         prediction = predict(net, prompt)
         task.loss(prediction, prompt).backward()
         found.append([prediction.detach()] + [torch.zeros(1, device=device) if p.grad is None else p.grad for p in net.parameters()])

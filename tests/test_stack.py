@@ -132,6 +132,34 @@ def test_parameters_begin_at_aligned_places_and_the_gaps_stay_empty():
     assert not stack.flat[:, ~taken].any() and (stack.flat[:, taken] != 0).float().mean() > 0.5
 
 
+@pytest.mark.parametrize("model", ["mamba", "s4_post", "transformer"])
+def test_what_is_no_products_weight_lies_member_behind_member(model):
+    "Every parameter of every member is what the matrix holds, before a step and after it."
+    config = run_of(model, steps=1)
+    stack = Stack(config, CPU)
+    products = {f"{name}.{part}" for name, module in stack.skeleton.named_modules() if isinstance(module, torch.nn.Linear) and name.startswith("blocks") and not name.endswith("dt_proj") for part in ("weight", "bias")}
+    assert stack.apart.keys() == {name for name, _ in stack.skeleton.named_parameters()} - products and all(place.start % 64 == 0 for place in stack.apart.values())
+    given, leaves = [], stack.leaves
+
+    def watched(*rest):
+        found = leaves(*rest)
+        given.append({name: values.detach().clone() for name, values in found.items()})
+        assert all(found[name].is_contiguous() for name in stack.apart)
+        return found
+
+    stack.leaves = watched
+    for step in (0, 1):
+        matrix = stack.flat.clone()
+        stack.step(0)
+        for (name, p), place in zip(stack.skeleton.named_parameters(), stack.where): assert torch.equal(given[step][name], matrix[:, place].view(-1, *p.shape))
+    assert len(given) == 2 and not torch.equal(given[0]["read_in.weight"], given[1]["read_in.weight"])
+
+
+def test_one_member_alone_is_not_copied():
+    stack = Stack(run_of("mamba", seeds=(3,), steps=1), CPU)
+    assert not stack.apart and all(p.untyped_storage().data_ptr() == stack.flat.untyped_storage().data_ptr() for p in stack.leaves([0], None).values())
+
+
 def test_a_member_of_a_stack_is_a_model_of_its_own():
     config = run_of(steps=2)
     training = trained(config, Stack)

@@ -301,12 +301,12 @@ def shorter_as_convolution(length: int, pairs: int) -> bool:
 _TILE, _WARPS, _ROWS = 8, 4, 4  # tokens at a time; of a block; prompts whose part of a kernel's gradient one lane adds up
 
 _CONVOLVE = r"""
-constexpr int CHUNKS = (CHANNELS + 31) / 32;
+constexpr int CHUNKS = (CHANNELS + 31) / 32, STEP = 32 * CHUNKS;  // STEP: from one token of a kernel to the next, so that a warp reads whole lines of memory
 struct Convolve {
     const IO *u, *g_out;  // g_out: backward only
-    const float* kernel;  // (member, tiles * TILE, channels); behind the length whatever is finite
+    const float* kernel;  // (member, tiles * TILE, STEP); behind the length whatever is finite
     IO* to;               // the output, or u's gradient
-    float* parts;         // (member, group, tiles * TILE, channels), backward only
+    float* parts;         // (member, group, tiles * TILE, STEP), backward only
     int rows, length, batch;
 };
 struct Tile { float v[TILE]; };
@@ -331,17 +331,17 @@ template <bool BACK> DEVICE void add_products(float sum[TILE], const Tile& x, co
         #pragma unroll
         for (int i = 0; i < TILE; i++) sum[i] = fmaf(within(before, after, BACK ? k - i : i - k), x.v[k], sum[i]);
 }
-template <bool BACK, int STEP> DEVICE void convolve(const Convolve& p, const IO* from) {
+template <bool BACK, int FROM> DEVICE void convolve(const Convolve& p, const IO* from) {
     const int row = blockIdx.x / CHUNKS * WARPS + threadIdx.x / 32, channel = blockIdx.x % CHUNKS * 32 + threadIdx.x % 32, tiles = (p.length + TILE - 1) / TILE;
     if (row >= p.rows || channel >= CHANNELS) return;
-    const float* kernel = p.kernel + (long long)(row / p.batch) * tiles * TILE * CHANNELS + channel;
+    const float* kernel = p.kernel + (long long)(row / p.batch) * tiles * TILE * STEP + channel;
     IO* to = p.to + (long long)row * p.length * CHANNELS + channel;
-    from += (long long)row * p.length * STEP + channel;
+    from += (long long)row * p.length * FROM + channel;
     for (int first = 0; first < p.length; first += TILE) {
         float sum[TILE] = {};
         Tile before = {};
         for (int apart = 0; BACK ? first + apart < p.length : apart <= first; apart += TILE) {
-            const Tile x = tile(from, STEP, BACK ? first + apart : first - apart, p.length), after = whole_tile(kernel + (long long)apart * CHANNELS, CHANNELS);
+            const Tile x = tile(from, FROM, BACK ? first + apart : first - apart, p.length), after = whole_tile(kernel + (long long)apart * STEP, STEP);
             add_products<BACK>(sum, x, before, after);
             before = after;
         }
@@ -362,7 +362,7 @@ extern "C" __global__ void __launch_bounds__(128) convolve_kernel(const Convolve
     const int unit = warp % both, channel = warp / both % CHUNKS * 32 + threadIdx.x % 32, group = warp / both / CHUNKS;  // group: of all members
     if (channel >= CHANNELS || group >= p.rows / p.batch * groups) return;
     const int begin = group % groups * ROWS, end = begin + ROWS < p.batch ? begin + ROWS : p.batch, member = group / groups;
-    float* parts = p.parts + (long long)group * tiles * TILE * CHANNELS + channel;
+    float* parts = p.parts + (long long)group * tiles * TILE * STEP + channel;
     for (int half = 0; half < 2; half++) {
         const int lag = (half ? tiles - 1 - unit : unit) * TILE;
         if (half && lag == unit * TILE) break;
@@ -377,7 +377,7 @@ extern "C" __global__ void __launch_bounds__(128) convolve_kernel(const Convolve
             }
         }
         #pragma unroll
-        for (int b = 0; b < TILE; b++) parts[(long long)(lag + b) * CHANNELS] = sum[b];
+        for (int b = 0; b < TILE; b++) parts[(long long)(lag + b) * STEP] = sum[b];
     }
 }
 """
@@ -388,7 +388,7 @@ def _whole_tiles(length: int) -> int:
 
 
 class _Convolve(torch.autograd.Function):
-    """u (members * batch, length, channels), kernel (members, whole tiles of tokens, channels) -> as u."""
+    """u (members * batch, length, channels), kernel (members, whole tiles of tokens, channels filled up to a multiple of 32) -> as u."""
     @staticmethod
     def _launch(name, warps, u, g_out, kernel, to, parts):
         rows, length, channels = (g_out if u is None else u).shape
@@ -418,11 +418,11 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx, g_out):
         first_derivatives_only("CUDA")
         u, kernel = ctx.saved_tensors
-        members, tokens, channels = kernel.shape
+        members, tokens, filled = kernel.shape
         g_u, groups = u.new_empty(u.shape), ceil(len(u) // members / _ROWS)
-        parts = kernel.new_empty(members, groups, tokens, channels)
+        parts = kernel.new_empty(members, groups, tokens, filled)
         _Convolve._launch("convolve_back", _Convolve._warps(u), None, g_out, kernel, g_u, None)
-        _Convolve._launch("convolve_kernel", members * groups * ceil(channels / 32) * ceil(tokens / _TILE / 2), u, g_out, kernel, None, parts)
+        _Convolve._launch("convolve_kernel", members * groups * (filled // 32) * ceil(tokens / _TILE / 2), u, g_out, kernel, None, parts)
         return g_u, parts.sum(1)
 
 
@@ -431,8 +431,8 @@ def convolve_cuda(
     kernel: Tensor,  # (length, channels), float32
 ) -> Tensor:         # (batch, length, channels), as is u
     "Causal convolution of each channel with its kernel, on a GPU: as many operations as pairs of tokens. Gradients are added in a fixed order."
-    missing = _whole_tiles(u.shape[1]) - len(kernel)
-    if missing: kernel = F.pad(kernel, (0, 0, 0, missing))
+    missing = -kernel.shape[1] % 32, _whole_tiles(u.shape[1]) - len(kernel)
+    if any(missing): kernel = F.pad(kernel, (0, missing[0], 0, missing[1]))
     return _Convolve.apply(u, kernel.float()[None])[0]
 
 

@@ -501,7 +501,7 @@ def mamba_inner(
     "A Mamba block between its projections, on a GPU, with what `scan_cuda` takes: 16 states, channels in multiples of 32."
     weights = (weight.to(xz.dtype)[None] for weight in (x_weight, dt_weight))
     conv_weight, conv_bias, dt_bias, A, D = (t.float()[None] for t in (conv_weight, conv_bias, dt_bias, A, D))
-    return _Inner.apply(xz.contiguous(), conv_weight, conv_bias, *weights, dt_bias, A, D, torch.is_grad_enabled())[0]
+    return _Inner.apply(xz, conv_weight, conv_bias, *weights, dt_bias, A, D, torch.is_grad_enabled())[0]
 
 # %% ../nbs/07cc_equip.ipynb #b28a10cc
 from collections.abc import Callable

@@ -37,6 +37,8 @@ class Emulator:
         assert 0 <= blocks < 2**31 and threads <= 1024 and threads % 32 == 0 and shared <= 232_448
         assert all(-(2**31) <= n < 2**31 for n in numbers)
         assert kernels.shared_device(tensors).type == "cpu"
+        bound = re.search(rf"__launch_bounds__\((\d+)[^)]*\) {name}\(", source)
+        assert not bound or threads <= int(bound[1]), f"{name} has {threads} threads, but says that it has at most {bound[1]}"
         self.launched.append((name, blocks, threads, shared))
         structure = ctypes.create_string_buffer(kernels.packed(tensors, numbers))
         broken = getattr(self.library(source), f"run_{name}")(blocks, threads, shared, int(self.backwards), int(self.late), structure)

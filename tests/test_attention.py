@@ -14,6 +14,7 @@ from iclrepro import attention, attention_triton
 from iclrepro.attention import BACKENDS, attention_loop, attention_torch, causal_attention
 from iclrepro.blocks import Attention
 from iclrepro.prompts import Draws
+from iclrepro.training import inner_precision
 
 ABSENT = "needs Triton (pip install triton): its interpreter runs GPU kernels on a CPU"
 
@@ -33,6 +34,20 @@ def test_the_kernels_do_what_they_must():
     done = subprocess.run([sys.executable, "-W", "error", "-c", "import attention_cases; attention_cases.run_interpreted()"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == len(cases.CASES) > 40
+
+
+@pytest.mark.parametrize(("precision", "told", "tiles"), [("float32", "ieee", [(16, 32)] * 3), ("tf32", "tf32", [(64, 32), (64, 32), (32, 64)])])
+def test_precision_and_its_tiles_reach_every_kernel(monkeypatch, precision, told, tiles):
+    launched = []
+    monkeypatch.setattr(attention_triton, "_launch", lambda *_, **options: launched.append(options))
+    with inner_precision(precision): attention_triton.attention_triton(torch.zeros(1, 200, 96, requires_grad=True), 1).sum().backward()
+    assert [options["PRECISION"] for options in launched] == [told] * 3 and [(options["QUERIES"], options["KEYS"]) for options in launched] == tiles
+
+
+@pytest.mark.parametrize("width", [16, 32, 64, 65, 128])
+def test_tiles_of_rounded_products_are_large_where_they_fit(width):
+    sizes = lambda *exact: [(tile["QUERIES"], tile["KEYS"]) for tile in attention_triton._tiles(200, width, False, *exact).values()]
+    assert sizes() == sizes(True) == [(16, 32)] * 3 and sizes(False) == ([(64, 32), (64, 32), (32, 64)] if width <= 64 else [(16, 32)] * 3)
 
 
 @pytest.mark.parametrize("shape", cases.SHAPES, ids=str)

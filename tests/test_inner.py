@@ -1,4 +1,7 @@
 """Mamba between its projections as one function: emulated on a CPU against the loops in float64 and against the same in steps; on a GPU where there is one."""
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from test_scan_cuda import BF16, FP32, emulator, folder, gpu, output_and_gradien
 from iclrepro import fused
 from iclrepro.blocks import Mamba
 from iclrepro.prompts import Draws
-from iclrepro.scan import Backend, conv_loop, scan_loop
+from iclrepro.scan import BACKENDS, conv_loop, scan_loop
 from iclrepro.scan_cuda import conv_cuda, scan_cuda
 
 
@@ -41,7 +44,7 @@ SHAPES = [(3, 1, 32, 2), (2, 2, 64, 8), (1, 31, 96, 6), (2, 82, 128, 8)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_the_loops(emulator, shape):
     found = errors(fused.mamba_inner, inputs(*shape))
-    assert max(found.values()) < 2e-5, found
+    assert all(error < 2e-5 for error in found.values()), found
     assert [name for name, *_ in emulator.launched] == ["conv_forward", "scan_forward", "scan_backward", "scan_sums", "conv_backward", "conv_sums"]
 
 
@@ -49,7 +52,7 @@ def test_it_is_the_loops(emulator, shape):
 def test_in_bfloat16_it_is_as_exact_as_in_steps(emulator, shape):
     tensors = inputs(*shape, BF16)
     ours, theirs = errors(fused.mamba_inner, tensors), errors(separately, tensors)
-    assert all(ours[name] < 1.2 * theirs[name] + 2e-3 for name in ours) and max(ours.values()) < 5e-2, (ours, theirs)
+    assert all(ours[name] < 1.2 * theirs[name] + 2e-3 and ours[name] < 5e-2 for name in ours), (ours, theirs)
     assert [x.dtype for x in output_and_gradients(fused.mamba_inner, tensors)[1:]] == [x.dtype for x in tensors.values()]
 
 
@@ -65,22 +68,47 @@ def test_members_are_the_same_members_alone(emulator, dtype):
             assert (a[m] - b).abs().max() <= (1e-6 if dtype == FP32 else 1e-2) * b.abs().max()
 
 
-def test_without_a_way_back_nothing_is_kept(emulator):
-    tensors = inputs(2, 9, 32, 8)
+def test_without_a_way_back_nothing_is_kept(emulator, monkeypatch):
+    tensors, kept, forward = inputs(2, 9, 32, 8), [], fused._scan_forward
+    monkeypatch.setattr(fused, "_scan_forward", lambda *arguments: kept.append(forward(*arguments)) or kept[-1])
     with torch.no_grad(): y = fused.mamba_inner(*tensors.values())
     assert same_bytes([y], output_and_gradients(fused.mamba_inner, tensors)[:1])
+    assert [(ungated.numel(), states.numel()) for _, ungated, states in kept] == [(0, 0), (2 * 9 * 32, 2 * 3 * 32 * 16)]
     with pytest.raises(RuntimeError, match="first derivatives only"): torch.autograd.grad(fused.mamba_inner(*(x.requires_grad_() for x in tensors.values())).sum(), tensors["xz"], create_graph=True)
 
 
-@pytest.mark.parametrize(("sizes", "used"), [({}, True), ({"d_state": 8}, False), ({"d_conv": 3}, False)], ids=str)
-def test_an_equipped_block_uses_it_where_it_can(emulator, monkeypatch, sizes, used):
-    monkeypatch.setattr(fused, "BACKENDS", {"cuda": Backend("", "", ("cpu",), (FP32, BF16), sizes={"states": (16,), "width": (4,)})})
-    block, x = Mamba(16, **sizes), Draws(0).normal(2, 7, 16)
+@pytest.mark.parametrize("names", [("conv_weight", "conv_bias", "dt_bias", "A", "D"), ("x_weight", "dt_weight")], ids=" ".join)
+def test_weights_of_another_precision_are_read_in_the_one_they_must_have(emulator, names):
+    "What kernels read as vectors, in float32; what is multiplied with activations, in theirs. Gradients come back as the weights came."
+    right = inputs(2, 9, 64, 8, BF16)
+    right |= {name: right[name].bfloat16().float() for name in names if right[name].dtype == FP32}
+    other = right | {name: right[name].to(FP32 if right[name].dtype == BF16 else BF16) for name in names}
+    ours, same = (output_and_gradients(fused.mamba_inner, tensors) for tensors in (other, right))
+    assert [x.dtype for x in ours[1:]] == [x.dtype for x in other.values()]
+    assert all(torch.equal(x, y.to(x.dtype)) for x, y in zip(ours, same, strict=True))
+
+
+HERE = {"cuda": replace(BACKENDS["cuda"], devices=("cpu",), needs="")}
+
+
+@pytest.mark.parametrize(("d_model", "sizes", "used"), [(16, {}, True), (16, {"d_state": 8}, False), (16, {"d_conv": 3}, False), (12, {}, False)], ids=str)
+def test_an_equipped_block_uses_it_where_it_can(emulator, monkeypatch, d_model, sizes, used):
+    monkeypatch.setattr(fused, "BACKENDS", HERE)
+    block, x = Mamba(d_model, **sizes), Draws(0).normal(2, 7, d_model)
     block.reset(Draws(1), "mamba", 1)
-    leaves = [x.requires_grad_(), *(parameter for name, parameter in block.named_parameters() if not name.startswith("norm"))]
-    found, expected = fused._mix_of_mamba(block, x), block.mix(x)
+    leaves, expected = [x.requires_grad_(), *(parameter for name, parameter in block.named_parameters() if not name.startswith("norm"))], block.mix(x)
+    fused.equip(SimpleNamespace(blocks=[block], norm=torch.nn.Identity()))
+    found = block.mix(x)
     assert bool(emulator.launched) == used
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (found, expected))): assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+def test_a_block_with_a_mix_of_its_own_keeps_it():
+    class Own(Mamba):
+        def mix(self, x, draws=None): return x
+
+    block, x = Own(16), Draws(0).normal(2, 7, 16)
+    assert fused.equip(SimpleNamespace(blocks=[block], norm=torch.nn.Identity())) == set() and block.mix(x) is x
 
 
 @gpu

@@ -114,6 +114,15 @@ def test_the_convolution_is_the_loop(emulator, batch, length, channels, dtype, s
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_an_outputs_gradient_is_read_where_it_lies(emulator, dtype):
+    for function, tensors in ((scan_cuda.scan_cuda, scan_inputs(2, 9, 32, dtype)), (conv_cuda, conv_inputs(2, 9, 32, dtype))):
+        leaves = [x.detach().clone().requires_grad_() for x in tensors.values()]
+        g = Draws(5).normal(2, 9, 96).to(dtype)[..., 32:64]
+        assert scan_cuda._rows(g) == (g, 96)
+        assert same_bytes(*(torch.autograd.grad(function(*leaves), leaves, x) for x in (g, g.contiguous())))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_neither_the_order_of_threads_nor_the_time_of_copies_matters(emulator, dtype):
     emulator.shared, results = 0, []
     for emulator.backwards, emulator.late in ((False, True), (True, True), (False, False), (True, False)):

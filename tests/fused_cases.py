@@ -1,14 +1,16 @@
 """What the kernels of iclrepro.fused must do, in whatever way they run here: test_fused.py calls it in Triton's interpreter, test_cuda.py on a GPU."""
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 
-from iclrepro import fused
+from iclrepro import fused, scan_cuda
 from iclrepro.blocks import Mamba, S4D, S4DPost
 from iclrepro.models import ARCHITECTURES, build_model, model_for, predict
 from iclrepro.prompts import Draws
+from iclrepro.scan import BACKENDS
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import SideBySide, Stack, TrainConfig, Training
 
@@ -246,3 +248,17 @@ def run(device):
     for case, *arguments in CASES + ON_A_CPU:
         case(device, *arguments)
         print(case.__name__, *arguments, flush=True)
+
+
+def run_inner(folder):
+    "Models with Mamba blocks, whole: Triton's kernels interpreted, those in C++ compiled for the CPU."
+    from emulator import Emulator
+
+    machine = Emulator(folder)
+    scan_cuda.launch, scan_cuda.shared_memory = machine.launch, machine.shared_memory
+    fused.BACKENDS = {"cuda": replace(BACKENDS["cuda"], devices=("cpu",), needs="")}
+    for case, model in ((equipped, "mambaformer"), (stacked, "mamba")):
+        machine.launched.clear()
+        case("cpu", model)
+        assert {name for name, *_ in machine.launched} == {"conv_forward", "scan_forward", "scan_backward", "scan_sums", "conv_backward", "conv_sums"}
+        print(case.__name__, model, flush=True)

@@ -1,10 +1,15 @@
 """Mamba between its projections as one function: emulated on a CPU against the loops in float64 and against the same in steps; on a GPU where there is one."""
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from project import ROOT
 from test_scan_cuda import BF16, FP32, emulator, folder, gpu, output_and_gradients, same_bytes  # noqa: F401
 
 from iclrepro import fused
@@ -109,6 +114,14 @@ def test_a_block_with_a_mix_of_its_own_keeps_it():
 
     block, x = Own(16), Draws(0).normal(2, 7, 16)
     assert fused.equip(SimpleNamespace(blocks=[block], norm=torch.nn.Identity())) == set() and block.mix(x) is x
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="needs Triton, whose interpreter runs GPU kernels on a CPU")
+def test_whole_models_say_and_learn_what_they_do_without_it(folder):
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
+    script = f"import pathlib, fused_cases; fused_cases.run_inner(pathlib.Path({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and done.stdout.splitlines() == ["equipped mambaformer", "stacked mamba"], done.stdout + done.stderr
 
 
 @gpu

@@ -14,8 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from .kernels import first_derivatives_only
-from .scan_cuda import fused_members
+from .kernels import first_derivatives_only, fused_members, mapped_by
 
 try:
     import triton
@@ -137,6 +136,7 @@ def _power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 # %% ../nbs/03ga_attention_triton.ipynb #291fc85b
+@mapped_by(fused_members)
 class _Attention(torch.autograd.Function):
     """(qkv, heads, precision of float32 products) -> the output and log2 of the sums of exponentials, (batch, heads, length)."""
     @staticmethod
@@ -170,10 +170,6 @@ class _Attention(torch.autograd.Function):
         if first := tiles.get("queries"): _launch(_backward_queries, batch * n_heads, first["QUERIES"], qkv, out, g, logsum, delta, dqkv, *sizes, width, PRECISION=precision, **first)
         _launch(_backward_keys, batch * n_heads, tile["KEYS"], qkv, g, logsum, delta, dqkv, *sizes, width, ALL=first is None, PRECISION=precision, **tile)
         return dqkv, None, None
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Attention.apply, info.batch_size, axes, inputs)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) diagonal_backward(const Dia
 """
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #484496fd
-from .kernels import first_derivatives_only, fused_members, launch
+from .kernels import first_derivatives_only, fused_members, launch, mapped_by
 from .scan_cuda import _MACHINE, _NUMBERS, _source, _vector, _walked
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #f25be127
@@ -230,6 +230,7 @@ def _diagonal_source(dtype: torch.dtype, channels: int, pairs: int) -> str:
     return _source((_MACHINE, _NUMBERS, _DIAGONAL, _DIAGONAL_BACKWARD, _PREPARE), dtype, CHANNELS=channels, PAIRS=pairs, GROUPS=pairs // 4)
 
 
+@mapped_by(fused_members)
 class _Diagonal(torch.autograd.Function):
     """u (members * batch, length, channels); log_dt and D (members, channels); A_log and A_imag (members, channels, pairs), C (members, channels, pairs, 2) with 4, 8, 16, … pairs."""
     @staticmethod
@@ -247,10 +248,6 @@ class _Diagonal(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, *output[1:])
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Diagonal.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out, *_):
@@ -387,6 +384,7 @@ def _whole_tiles(length: int) -> int:
     return ceil(length / _TILE) * _TILE
 
 
+@mapped_by(fused_members)
 class _Convolve(torch.autograd.Function):
     """u (members * batch, length, channels), kernel (members, whole tiles of tokens, channels filled up to a multiple of 32) -> as u."""
     @staticmethod
@@ -409,10 +407,6 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Convolve.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out):

@@ -222,7 +222,7 @@ from math import ceil
 
 import torch.nn.functional as F
 
-from .kernels import fused_members
+from .kernels import fused_members, mapped_by
 
 # %% ../nbs/07c_functions.ipynb #1dce7e2b
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:  # (members, rows, columns) -> (members, columns)
@@ -243,6 +243,7 @@ def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:  # (members, parts, co
     return out
 
 
+@mapped_by(fused_members)
 class _AddNorm(torch.autograd.Function):
     """(h, delta or None, weight, bias) -> (h + delta, its norm in a dtype, and in a second one if there is one); h float32 (members, rows, width), weight (members, width)."""
     @staticmethod
@@ -282,10 +283,6 @@ class _AddNorm(torch.autograd.Function):
         d_weight, d_bias = _summed(parts, torch.float32).view(members, 2, width).unbind(1)
         return dh, None if ctx.added is None else d_delta, d_weight, d_bias, None, None, None
 
-    @staticmethod
-    def vmap(info, in_dims, *inputs):
-        return fused_members(_AddNorm.apply, info.batch_size, in_dims, inputs)
-
 
 def _tile(width: int) -> dict[str, int]:
     "Tiles of about 1024 numbers: many small programs keep more reads on their way than few large ones."
@@ -324,6 +321,7 @@ def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:  # (members, rows, output
     return (dy.mT @ x).unflatten(0, (members, pieces)).sum(1)
 
 
+@mapped_by(fused_members)
 class _Linear(torch.autograd.Function):
     """x (members, rows, inputs), weight (members, outputs, inputs), bias (members, outputs) or None -> (members, rows, outputs), in the weight's dtype.
     Where x and weight are filled up with zeros first, also these."""
@@ -352,10 +350,6 @@ class _Linear(torch.autograd.Function):
         dx, d_weight = _times(dy, weight), _weight_gradient(dy, x)
         d_bias = None if ctx.bias is None else column_sums(dy, ctx.bias)[:, :ctx.outputs]
         return dx[..., :ctx.inputs], d_weight[:, :ctx.outputs, :ctx.inputs], d_bias
-
-    @staticmethod
-    def vmap(info, in_dims, *inputs):
-        return fused_members(_Linear.apply, info.batch_size, in_dims, inputs)
 
 # %% ../nbs/07ca_gated.ipynb #a657f021
 @_jit
@@ -399,6 +393,7 @@ def _each_row(kernel: Callable, *tensors: Tensor, width: int, filled: int) -> No
     kernel[(triton.cdiv(rows, tile["ROWS"]),)](*tensors, rows, width, filled, **tile)
 
 
+@mapped_by(fused_members)
 class _Gated(torch.autograd.Function):
     """u (members, rows, inputs), weight (members, filled-up 2 outputs, filled-up inputs), bias (members, filled-up 2 outputs), outputs
     -> (members, rows, outputs), and what the way back needs: GELU(u) and the map's output, filled up."""
@@ -426,10 +421,6 @@ class _Gated(torch.autograd.Function):
         _each_row(_gelu_backward, u, dx, du, width=u.shape[2], filled=x.shape[2])
         return du, _weight_gradient(dy, x), column_sums(dy, weight.dtype), None
 
-    @staticmethod
-    def vmap(info, in_dims, *inputs):
-        return fused_members(_Gated.apply, info.batch_size, in_dims, inputs)
-
 
 def gated(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # (batch, length, inputs), (2 outputs, inputs), (2 outputs,) -> (batch, length, outputs), all of one dtype
     "A linear map of GELU(u), its first half gated by the second."
@@ -443,6 +434,7 @@ from .kernels import first_derivatives_only
 from .scan_cuda import _conv_backward, _conv_forward, _scan_backward, _scan_forward
 
 # %% ../nbs/07cb_inner.ipynb #7da44890
+@mapped_by(fused_members)
 class _Inner(torch.autograd.Function):
     """xz (members * batch, length, 2 channels), in float32 or bfloat16, as x_weight (members, rank + 32, channels) and dt_weight (members, channels, rank);
     conv_weight (members, channels, 4), conv_bias, dt_bias and D (members, channels), A (members, channels, 16), float32; whether there is a way back
@@ -477,10 +469,6 @@ class _Inner(torch.autograd.Function):
         g_conv_weight, g_conv_bias = _conv_backward(g_u, x, conv_weight, conv_bias, True, g_x)
         g_x_weight, g_dt_weight = _weight_gradient(g_projected, of_members(u)), _weight_gradient(of_members(g_dt), projected[..., :rank])
         return g_xz, g_conv_weight, g_conv_bias, g_x_weight, g_dt_weight, g_dt_bias, g_A, g_D, None
-
-    @staticmethod
-    def vmap(info, in_dims, *inputs):
-        return fused_members(_Inner.apply, info.batch_size, in_dims, inputs)
 
 
 def _slices(projected: Tensor, like: Tensor, rank: int) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from .kernels import first_derivatives_only, fused_members, launch, shared_memory
+from .kernels import first_derivatives_only, fused_members, launch, mapped_by, shared_memory
 
 # %% ../nbs/03d_scan_cuda.ipynb #8a8ddbf5
 _MACHINE = r"""
@@ -310,6 +310,7 @@ def _scan_forward(u, dt, A, B, C, D, z, dt_bias, softplus: bool, keep: bool) -> 
     return out, y, kept
 
 # %% ../nbs/03da_scan_cuda_forward.ipynb #b5aecacf
+@mapped_by(fused_members)
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(u, dt, A, B, C, D, z, dt_bias, softplus, keep):
@@ -322,10 +323,6 @@ class _Scan(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.softplus = inputs[8]
         ctx.save_for_backward(*inputs[:8], y, kept)
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Scan.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out, *_):
@@ -739,6 +736,7 @@ def _conv_backward(g_out, x, weight, bias, silu: bool, g_x: Tensor) -> tuple[Ten
     return g_weight.view(weight.shape), None if bias is None else g_bias.view(bias.shape)
 
 
+@mapped_by(fused_members)
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, silu):
@@ -748,10 +746,6 @@ class _Conv(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:3])
         ctx.silu = inputs[3]
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Conv.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out):

@@ -22,7 +22,7 @@ try:
 except ImportError:  # then selective_scan does not choose this module
     numba = None
 
-from .kernels import each_member, first_derivatives_only
+from .kernels import each_member, first_derivatives_only, mapped_by
 
 # %% ../nbs/03a_scan_numba.ipynb #450ccb39
 def _jit(function: Callable, fastmath: tuple[str, ...] = ("contract", "reassoc", "nsz")) -> Callable:
@@ -229,6 +229,7 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 # %% ../nbs/03a_scan_numba.ipynb #864b7ac0
+@mapped_by(each_member)
 class _Scan(torch.autograd.Function):
     @staticmethod
     def operands(u, dt, A, B, C, D, z, dt_bias):
@@ -257,10 +258,6 @@ class _Scan(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.switches = inputs[8], inputs[6] is not None
         ctx.save_for_backward(*inputs[:8], y, kept)
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return each_member(_Scan.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out, *_):
@@ -345,6 +342,7 @@ def _conv_backward(x, weight, bias, silu, g_out, g_x, shared, first, last):
                 shared[b, width, d] += g_p[d]
 
 # %% ../nbs/03b_conv_numba.ipynb #803b4f6b
+@mapped_by(each_member)
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, silu):
@@ -357,10 +355,6 @@ class _Conv(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:3])
         ctx.silu = inputs[3]
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return each_member(_Conv.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out):

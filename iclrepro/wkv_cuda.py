@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .kernels import first_derivatives_only, fused_members, launch
+from .kernels import first_derivatives_only, fused_members, launch, mapped_by
 from .scan_cuda import _MACHINE, _NUMBERS, _source, _vector, _walked
 
 # %% ../nbs/03l_wkv_cuda.ipynb #53bbbe6a
@@ -155,6 +155,7 @@ def _average_source(dtype: torch.dtype) -> str:
     return _source((_MACHINE, _NUMBERS, _AVERAGE, _AVERAGE_BACKWARD), dtype)
 
 
+@mapped_by(fused_members)
 class _Average(torch.autograd.Function):
     """k and v (members * batch, length, channels), rate and bonus (members, channels)."""
     @staticmethod
@@ -175,10 +176,6 @@ class _Average(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:4], output[1])
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Average.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out, *_):
@@ -285,6 +282,7 @@ extern "C" __global__ void __launch_bounds__(256) square(const Square p) {
 """
 
 # %% ../nbs/03n_token_shift_cuda.ipynb #d7059a42
+@mapped_by(fused_members)
 class _Shift(torch.autograd.Function):
     """x (members * batch, length, channels), mu (members, kinds, channels) with up to 3 kinds."""
     @staticmethod
@@ -306,10 +304,6 @@ class _Shift(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Shift.apply, info.batch_size, axes, inputs)
-
-    @staticmethod
     def backward(ctx, *g_outs):
         first_derivatives_only("CUDA")
         x, mu = ctx.saved_tensors
@@ -324,6 +318,7 @@ def token_shift_cuda(x: Tensor, mu: Tensor) -> tuple[Tensor, ...]:
     return _Shift.apply(x, mu.float()[None])
 
 
+@mapped_by(fused_members)
 class _Square(torch.autograd.Function):
     @staticmethod
     def forward(x):
@@ -334,10 +329,6 @@ class _Square(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Square.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .kernels import each_member, first_derivatives_only
+from .kernels import each_member, first_derivatives_only, mapped_by
 from .scan_numba import _LOG2E, _ONE, _ZERO, CHUNK, _add_rows, _arrays, _exp2, _jit, _over_batch
 
 # %% ../nbs/03k_wkv_numba.ipynb #46c6ebec
@@ -106,6 +106,7 @@ def _wkv_backward(k, v, rate, bonus, kept, g_out, g_k, g_v, shared, first, last)
 _WORK = 4  # multiply-adds and exponentials count as this many states of the scan
 
 
+@mapped_by(each_member)
 class _Average(torch.autograd.Function):
     @staticmethod
     def forward(k, v, rate, bonus, differentiable):
@@ -120,10 +121,6 @@ class _Average(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:4], output[1])
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return each_member(_Average.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out, *_):
@@ -177,6 +174,7 @@ def _shift_backward(x, mu, g_outs, g_x, shared, first, last):
                         g_x[row, t - 1, d] += g_out[row, t, d] * (_ONE - mu[i, d])
 
 # %% ../nbs/03m_token_shift.ipynb #1e1dee44
+@mapped_by(each_member)
 class _Shift(torch.autograd.Function):
     @staticmethod
     def forward(x, mu):
@@ -187,10 +185,6 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return each_member(_Shift.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, *g_outs):
@@ -223,6 +217,7 @@ def _square_backward(x, g_out, g_x, first, last):
             g_x[row, i] = g_out[row, i] * (value + value)
 
 
+@mapped_by(fused_members)
 class _Square(torch.autograd.Function):
     @staticmethod
     def forward(x):
@@ -233,10 +228,6 @@ class _Square(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def vmap(info, axes, *inputs):
-        return fused_members(_Square.apply, info.batch_size, axes, inputs)
 
     @staticmethod
     def backward(ctx, g_out):

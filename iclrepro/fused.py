@@ -297,8 +297,14 @@ def _filled_up(weight: Tensor) -> tuple[int, int]:
     return (-weight.shape[1] % whole, -weight.shape[2] % whole) if min(weight.shape[1:]) >= 64 else (0, 0)
 
 
-def _times(a: Tensor, b: Tensor) -> Tensor:  # (members, …) both
-    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
+def _fill_up(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:  # (members, outputs, inputs), (members, outputs)
+    more_outputs, more_inputs = _filled_up(weight)
+    if not more_outputs and not more_inputs: return weight, bias
+    return F.pad(weight, (0, more_inputs, 0, more_outputs)), None if bias is None else F.pad(bias, (0, more_outputs))
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:  # (members, …) both; in their own precision, for the kernels beside it read what comes out as they read what went in
+    with torch.autocast(a.device.type, enabled=False): return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -318,7 +324,7 @@ def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:  # (members, rows, output
     pieces = _pieces(members, rows, outputs, x.shape[2]) if x.dtype == torch.float32 else 1
     if pieces == 1: return _times(dy.mT, x)
     dy, x = (t.reshape(members * pieces, rows // pieces, -1) for t in (dy, x))
-    return (dy.mT @ x).unflatten(0, (members, pieces)).sum(1)
+    return _times(dy.mT, x).unflatten(0, (members, pieces)).sum(1)
 
 
 @mapped_by(fused_members)
@@ -327,13 +333,10 @@ class _Linear(torch.autograd.Function):
     Where x and weight are filled up with zeros first, also these."""
     @staticmethod
     def forward(x, weight, bias):
-        outputs, (more_outputs, more_inputs) = weight.shape[1], _filled_up(weight)
-        filled = more_outputs or more_inputs
-        if filled: x, weight, bias = F.pad(x, (0, more_inputs)), F.pad(weight, (0, more_inputs, 0, more_outputs)), None if bias is None else F.pad(bias, (0, more_outputs))
-        if bias is not None: y = _affine(x, weight, bias)
-        else:
-            with torch.autocast(x.device.type, enabled=False): y = _times(x, weight.mT)
-        return (y[..., :outputs], x, weight) if filled else (y,)
+        full, bias = _fill_up(weight, bias)
+        if full is not weight: x = F.pad(x, (0, full.shape[2] - x.shape[2]))
+        y = _times(x, full.mT) if bias is None else _affine(x, full, bias)
+        return (y,) if full is weight else (y[..., :weight.shape[1]], x, full)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -424,9 +427,8 @@ class _Gated(torch.autograd.Function):
 
 def gated(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # (batch, length, inputs), (2 outputs, inputs), (2 outputs,) -> (batch, length, outputs), all of one dtype
     "A linear map of GELU(u), its first half gated by the second."
-    outputs, (more_outputs, more_inputs) = len(bias) // 2, _filled_up(weight[None])
-    if more_outputs or more_inputs: weight, bias = F.pad(weight, (0, more_inputs, 0, more_outputs)), F.pad(bias, (0, more_outputs))
-    out, *_ = _Gated.apply(u.reshape(1, -1, u.shape[-1]).contiguous(), weight[None], bias[None], outputs)
+    outputs = len(bias) // 2
+    out, *_ = _Gated.apply(u.reshape(1, -1, u.shape[-1]).contiguous(), *_fill_up(weight[None], bias[None]), outputs)
     return out.view(*u.shape[:-1], outputs)
 
 # %% ../nbs/07cb_inner.ipynb #bef9f74a
@@ -465,7 +467,7 @@ class _Inner(torch.autograd.Function):
         g_u, g_dt, g_A, _, _, g_D, _, g_dt_bias = _scan_backward(g_out, u, dt, A, B, C, D, z, dt_bias, ungated, kept, True, (g_z, g_B, g_C))
         of_members = lambda t: t.view(members, -1, channels)
         g_projected[..., :rank] = _times(of_members(g_dt), dt_weight)
-        g_u = torch.baddbmm(of_members(g_u), g_projected, x_weight).view(u.shape)
+        of_members(g_u).baddbmm_(g_projected, x_weight)
         g_conv_weight, g_conv_bias = _conv_backward(g_u, x, conv_weight, conv_bias, True, g_x)
         g_x_weight, g_dt_weight = _weight_gradient(g_projected, of_members(u)), _weight_gradient(of_members(g_dt), projected[..., :rank])
         return g_xz, g_conv_weight, g_conv_bias, g_x_weight, g_dt_weight, g_dt_bias, g_A, g_D, None

@@ -632,7 +632,9 @@ DEVICE float2 convolved(const Taps& taps, const float2* x) {  // x: the present 
     for (int m = 0; m < 4; m++) { v.x = fmaf(taps.w[0][m], x[m].x, v.x); v.y = fmaf(taps.w[1][m], x[m].y, v.y); }
     return v;
 }
+"""
 
+_CONV_FORWARD = r"""
 extern "C" __global__ void __launch_bounds__(288, 3) conv_forward(const Conv p) {
     const int row = blockIdx.x / (PAIRS * p.parts), part = blockIdx.x / PAIRS % p.parts;
     const int channel = blockIdx.x % PAIRS * 64 + threadIdx.x % 32 * 2, first = (part * (blockDim.x / 32) + threadIdx.x / 32) * TOKENS;
@@ -705,9 +707,9 @@ def _conv_grid(length: int) -> tuple[int, int]:
     return parts, -(-warps // parts)
 
 
-def _conv_source(dtype: torch.dtype, channels: int, silu: bool, x_step: int, g_step: int, to_step: int) -> str:
-    """C++ of the convolution, both ways, for numbers from one token to the next: of the input, of the output's gradient, of what is written."""
-    return _source((_MACHINE, _NUMBERS, _SUMS, _CONV, _CONV_BACKWARD), dtype, CHANNELS=channels, SILU=silu, X_STEP=x_step, G_STEP=g_step, TO_STEP=to_step)
+def _conv_source(dtype: torch.dtype, channels: int, silu: bool, last: tuple[str, ...], **steps: int) -> str:
+    """C++ of the convolution one way or the other: what both need and the last pieces, for so many numbers from one token to the next."""
+    return _source((_MACHINE, _NUMBERS, _CONV, *last), dtype, CHANNELS=channels, SILU=silu, **steps)
 
 
 _conv_grid(82)
@@ -718,7 +720,7 @@ def _conv_forward(x, weight, bias, silu: bool) -> Tensor:
     (batch, length, channels), members = x.shape, weight.shape[0]
     (parts, warps), out, (rows, step) = _conv_grid(length), x.new_empty(x.shape), _rows(x)
     tensors = [rows, None, _vector(weight), _vector(bias), out, None]
-    source, blocks = _conv_source(x.dtype, channels, silu, step, channels, channels), batch * parts * -(-channels // 64)
+    source, blocks = _conv_source(x.dtype, channels, silu, (_CONV_FORWARD,), X_STEP=step), batch * parts * -(-channels // 64)
     launch(source, "conv_forward", blocks, 32 * warps, 0, tensors, [length, max(1, batch // members), parts])
     return out
 
@@ -729,7 +731,7 @@ def _conv_backward(g_out, x, weight, bias, silu: bool, g_x: Tensor) -> tuple[Ten
     (parts, warps), (rows, step), (g_rows, g_step) = _conv_grid(length), _rows(x), _rows(g_out)
     g_shared, totals = weight.new_empty(batch * parts * 5 * channels), weight.new_empty(members * 5 * channels)
     tensors = [rows, g_rows, _vector(weight), _vector(bias), g_x, g_shared]
-    source, blocks = _conv_source(x.dtype, channels, silu, step, g_step, g_x.stride(1)), batch * parts * -(-channels // 64)
+    source, blocks = _conv_source(x.dtype, channels, silu, (_SUMS, _CONV_BACKWARD), X_STEP=step, G_STEP=g_step, TO_STEP=g_x.stride(1)), batch * parts * -(-channels // 64)
     launch(source, "conv_backward", blocks, 32 * warps, warps * 320 * 4, tensors, [length, max(1, batch // members), parts])
     launch(source, "conv_sums", members * 5 * channels // 32, 256, 8 * 32 * 4, [g_shared, totals], [batch // members * parts, members])
     g_weight, g_bias = totals.split([members * channels * 4, members * channels])

@@ -15,6 +15,7 @@ from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import SideBySide, Stack, TrainConfig, Training
 
 
+HERE = {"cuda": replace(BACKENDS["cuda"], devices=("cpu",), needs="")}  # what an emulator runs
 UNCALLED = {Mamba: ("x_proj.weight", "dt_proj.weight"), S4D: ("out.weight", "out.bias"), S4DPost: ("out.weight", "out.bias")}  # weights of products that are not seen as calls of a linear layer
 
 
@@ -192,7 +193,7 @@ def post_norm(device, rate, half):
 
     def through(h):
         draws = Draws(5, device=device)
-        with torch.autocast(device if isinstance(device, str) else device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             for block in blocks: h = block(h, draws)
         return [h[...]]
 
@@ -204,7 +205,7 @@ def post_norm(device, rate, half):
         block.out.forward = lambda x, forward=block.out.forward: used.append(x.dtype) or forward(x)
     dtype, read = torch.bfloat16 if half else torch.float32, []
     for block in blocks: block.ssm.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    with torch.autocast(device if isinstance(device, str) else device.type, torch.bfloat16, enabled=half):
+    with torch.autocast(device, torch.bfloat16, enabled=half):
         first = blocks[0](h)
         blocks[1](first)
         assert blocks[0].mix(h).dtype == dtype
@@ -256,7 +257,7 @@ def run_inner(folder):
 
     machine = Emulator(folder)
     scan_cuda.launch, scan_cuda.shared_memory = machine.launch, machine.shared_memory
-    fused.BACKENDS = {"cuda": replace(BACKENDS["cuda"], devices=("cpu",), needs="")}
+    fused.BACKENDS = HERE
     for case, model in ((equipped, "mambaformer"), (stacked, "mamba")):
         machine.launched.clear()
         case("cpu", model)

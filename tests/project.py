@@ -30,3 +30,11 @@ def run(*command, cwd=ROOT, **environment):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{shlex.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def interpreted(script):
+    """What a Python script prints in which Triton's interpreter runs its kernels on the CPU: a process of its own, for the interpreter is chosen when Triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -1,21 +1,18 @@
 """Mamba between its projections as one function: emulated on a CPU against the loops in float64 and against the same in steps; on a GPU where there is one."""
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from project import ROOT
+from fused_cases import HERE
+from project import interpreted
 from test_scan_cuda import BF16, FP32, emulator, folder, gpu, output_and_gradients, same_bytes  # noqa: F401
 
 from iclrepro import fused
 from iclrepro.blocks import Mamba
 from iclrepro.prompts import Draws
-from iclrepro.scan import BACKENDS, conv_loop, scan_loop
+from iclrepro.scan import conv_loop, scan_loop
 from iclrepro.scan_cuda import conv_cuda, scan_cuda
 
 
@@ -73,6 +70,14 @@ def test_members_are_the_same_members_alone(emulator, dtype):
             assert (a[m] - b).abs().max() <= (1e-6 if dtype == FP32 else 1e-2) * b.abs().max()
 
 
+def test_autocast_changes_nothing(emulator):
+    "Products inside keep the precision of what goes in, which is how the kernels read them."
+    tensors = inputs(2, 9, 64, 8)
+    expected = output_and_gradients(fused.mamba_inner, tensors)
+    with torch.autocast("cpu", torch.bfloat16): found = output_and_gradients(fused.mamba_inner, tensors)
+    assert same_bytes(found, expected)
+
+
 def test_without_a_way_back_nothing_is_kept(emulator, monkeypatch):
     tensors, kept, forward = inputs(2, 9, 32, 8), [], fused._scan_forward
     monkeypatch.setattr(fused, "_scan_forward", lambda *arguments: kept.append(forward(*arguments)) or kept[-1])
@@ -91,9 +96,6 @@ def test_weights_of_another_precision_are_read_in_the_one_they_must_have(emulato
     ours, same = (output_and_gradients(fused.mamba_inner, tensors) for tensors in (other, right))
     assert [x.dtype for x in ours[1:]] == [x.dtype for x in other.values()]
     assert all(torch.equal(x, y.to(x.dtype)) for x, y in zip(ours, same, strict=True))
-
-
-HERE = {"cuda": replace(BACKENDS["cuda"], devices=("cpu",), needs="")}
 
 
 @pytest.mark.parametrize(("d_model", "sizes", "used"), [(16, {}, True), (16, {"d_state": 8}, False), (16, {"d_conv": 3}, False), (12, {}, False)], ids=str)
@@ -118,10 +120,8 @@ def test_a_block_with_a_mix_of_its_own_keeps_it():
 
 @pytest.mark.skipif(not find_spec("triton"), reason="needs Triton, whose interpreter runs GPU kernels on a CPU")
 def test_whole_models_say_and_learn_what_they_do_without_it(folder):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "OMP_NUM_THREADS": "1"}
-    script = f"import pathlib, fused_cases; fused_cases.run_inner(pathlib.Path({str(folder)!r}))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0 and done.stdout.splitlines() == ["equipped mambaformer", "stacked mamba"], done.stdout + done.stderr
+    printed = interpreted(f"import pathlib, fused_cases; fused_cases.run_inner(pathlib.Path({str(folder)!r}))")
+    assert printed.splitlines() == ["equipped mambaformer", "stacked mamba"]
 
 
 @gpu

@@ -69,11 +69,11 @@ def shortened(
 
 
 TASK_SIZES: dict[str, dict[str, Size]] = {}  # study -> tier -> size; the chapters of the experiments add their own
-_FOUR = {"shifts": ("none", "noisy", "skewed", "orthants")}
+_FOUR, _FIVE = {"shifts": ("none", "noisy", "skewed", "orthants")}, {"shifts": ("none", "x_scale_0.333", "noisy", "skewed", "orthants")}
 _ISOTROPIC_SIZE = Size(LinearRegression(20, 41), PAPER_CURRICULA["linear_regression"], 12, 12, 256, 8, 500_001, 1e-4, 161, **_FOUR)
 TASK_SIZES["linear_regression"] = {
-    "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10, **_FOUR),
-    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 4000, 1e-3, 64, (0, 1), n_prompts=640, batch_size=32, **_FOUR),
+    "smoke": Size(LinearRegression(3, 8), Curriculum(Ramp(2, 3, 1, 10), Ramp(4, 8, 2, 10)), 1, 1, 16, 2, 40, 1e-3, 16, (0, 1), n_prompts=128, log_every=10, **_FIVE),
+    "laptop": Size(LinearRegression(5, 16), Curriculum(Ramp(2, 5, 1, 200), Ramp(7, 16, 3, 200)), 3, 2, 64, 4, 4000, 1e-3, 64, (0, 1), n_prompts=640, batch_size=32, **_FIVE),
     "gpu": shortened(_ISOTROPIC_SIZE, 50_000, (0, 1), hurry=2), "paper": _ISOTROPIC_SIZE,
 }
 

@@ -8,7 +8,7 @@
 
 # %% [markdown]
 # # Longer contexts and other distributions
-# > What has a model learnt: an algorithm, or the prompts it saw? The same runs, asked about prompts several times longer than in training, and about noisy, skewed and one-sided ones. Grazzi et al., section 3.1, Figs. 1 and 9.
+# > What has a model learnt: an algorithm, or the prompts it saw? The same runs, asked about prompts several times longer than in training, and about smaller, noisy, skewed and one-sided ones. Grazzi et al., section 3.1, Figs. 1 and 9.
 #
 # **The claims.** Grazzi et al.'s preprint reports that Mamba, trained on isotropic inputs, extrapolates to longer prompts better than their Transformer, which has no positions; the final paper, for skewed inputs, reports the opposite. So the sign may depend on the
 # training distribution, and here is the first of the two cases.
@@ -96,7 +96,8 @@ def panel(exam):
     chart = score_chart(rows, trained_to, "squared error / d", log_x=True, log_y=True, y_domain=(0.005, 5), width=300, height=210)
     return chart.properties(title=alt.TitleParams(SHIFTS[exam.shift].title, anchor="middle", fontSize=12))
 
-rows = [alt.hconcat(*(panel(exam) for exam in pair)) for pair in (exams[:2], exams[2:])]
+columns = 2 if len(exams) == 4 else 3
+rows = [alt.hconcat(*map(panel, exams[i:i + columns])) for i in range(0, len(exams), columns)]
 chart = with_face(alt.vconcat(*rows), finding, settings.tier, ["Least squares is exact from d examples on where there is no noise, so it leaves the panel."])
 paths = publish(settings.stem, numbers, chart, table)
 chart

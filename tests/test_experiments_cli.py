@@ -293,6 +293,16 @@ def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
     assert status == 0 and said.count("complete  ") == sum(run in experiment_runs(name, "smoke").values() for name in EXPERIMENTS) > 1  # the run stands under each of its experiments
 
 
+def test_a_trained_model_is_asked_more_from_the_command_line(command_line, tmp_path):
+    ask = ("train", "linear_regression", "--tier", "smoke", "--model", "mamba", "--set", "train.steps=20", "--root", tmp_path)
+    assert command_line(*ask)[0] == 0
+    status, said = command_line(*ask, "--exam", "x_scale_2", "--exam", "none=40")
+    assert status == 0 and "examining" in said and "training" not in said
+    before, after = sorted((load_dataset(path) for path in tmp_path.glob("runs/*/record.nc")), key=lambda record: record.sizes["shift"])
+    assert set(after["shift"].values) == {*before["shift"].values, "x_scale_2"} and after["score"].sel(shift="none").notnull().sum() == 40 * after.sizes["seed"]
+    assert after["score"].sel(shift="noisy").dropna("examples").equals(before["score"].sel(shift="noisy")) and after["loss"].equals(before["loss"])
+
+
 CHANGES = {
     "train.steps=7": lambda c: c.train.steps == 7, "train.stop_below=1": lambda c: c.train.stop_below == 1.0 and isinstance(c.train.stop_below, float), "train.lr=1": lambda c: c.train.lr == 1.0 and isinstance(c.train.lr, float), "name=other": lambda c: c.name == "other",
     "train.model.pattern=mamba + attn": lambda c: c.train.model.pattern == "mamba + attn", "train.seeds=[4, 5]": lambda c: c.train.seeds == (4, 5), "train.curriculum.dims.start=1": lambda c: c.train.curriculum.dims.start == 1,
@@ -316,6 +326,12 @@ REFUSED = {
     "train --run linear_regression-mamba-smoke --tier smoke": "unknown run of tier smoke 'linear_regression-mamba-smoke'.*mean 'linear_regression-mamba-smoke-",
     "reproduce linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "train linear_regression --tier smoke --threads 0": "threads is 0",
+    "train linear_regression --tier smoke --exam orthant": "unknown shift 'orthant'.*mean 'orthants'",
+    "train linear_regression --tier smoke --exam none=many": "--exam none=many: write SHIFT or SHIFT=POINTS",
+    "train linear_regression --tier smoke --exam none=": "--exam none=: write SHIFT or SHIFT=POINTS",
+    "train linear_regression --tier smoke --exam none=0": "n_points 0.*at least 1",
+    "train linear_regression --tier smoke --model transformer --exam none=99": "99.*beyond the model's positional table",
+    "train linear_regression --tier smoke --exam clean": "clean",
     "train linear_regression --tier smoke --set train.stepz=3": "unknown configuration path.*'stepz'.*mean 'steps'",
     "train linear_regression --tier smoke --set trian.steps=3": "unknown configuration path 'trian'.*mean 'train'",
     "train linear_regression --tier smoke --set train.steps=many": "train.steps must be of type int",

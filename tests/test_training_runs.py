@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -529,6 +530,41 @@ def test_a_complete_run_is_not_run_again(tmp_path):
     checkpoint_of(config, tmp_path).unlink()
     assert run(config, tmp_path, report=never).identical(record)
 
+def asked_more(config): return replace(config, name="more", exams=(*config.exams, Exam("noisy", n_points=8, n_prompts=12, batch_size=12)))
+
+
+def test_a_trained_model_asked_something_else_is_not_trained_again(tmp_path):
+    config, told = run_config(), []
+    run(config, tmp_path / "a")
+    for root in ("a", "b"): run(asked_more(config), tmp_path / root, report=told.append if root == "a" else lambda progress: None)
+    assert {progress.stage for progress in told} == {"examining", "finished"} and not checkpoint_of(asked_more(config), tmp_path / "a").exists()
+    assert record_of(asked_more(config), tmp_path / "a").read_bytes() == record_of(asked_more(config), tmp_path / "b").read_bytes()
+    assert load_cost(asked_more(config), tmp_path / "a")["training_seconds"] >= load_checkpoint(checkpoint_of(config, tmp_path / "a"))["seconds"] > 0, "the seconds of training are those of the run that trained"
+
+
+@pytest.mark.parametrize("what", ["another training", "not complete", "no checkpoint", "not a run", "its own"])
+def test_only_a_complete_run_with_the_same_training_spares_it(what, tmp_path):
+    config, told = run_config(), []
+    if what == "not complete": halted(config, tmp_path)
+    else: run(run_config(lr=2e-3) if what == "another training" else config, tmp_path)
+    folder = checkpoint_of(config, tmp_path).parent
+    if what == "no checkpoint": (folder / "checkpoint.pt").unlink()
+    if what == "not a run": (folder / "config.json").write_text("[]")
+    if what == "its own":
+        halted(asked_more(config), tmp_path / "half")
+        shutil.copytree(tmp_path / "half" / "runs", tmp_path / "runs", dirs_exist_ok=True)
+    run(asked_more(config), tmp_path, report=told.append)
+    trained = [progress for progress in told if progress.stage == "training"]
+    assert trained and (trained[0].resumed_at > 0) == (what == "its own") and checkpoint_of(asked_more(config), tmp_path).exists()
+
+
+def test_a_damaged_checkpoint_of_the_same_training_is_named(tmp_path):
+    config = run_config()
+    run(config, tmp_path)
+    checkpoint_of(config, tmp_path).write_bytes(b"")
+    with pytest.raises(BadCheckpoint) as caught: run(asked_more(config), tmp_path, report=never)
+    assert str(checkpoint_of(config, tmp_path)) in str(caught.value)
+
 
 def test_runs_of_other_configurations_have_other_folders(tmp_path):
     configs = [run_config(), run_config("mamba"), run_config(lr=2e-3), run_config(seeds=(3,)), run_config(n_prompts=24), run_config(task=LinearRegression(3, 8, scale=2.0)),
@@ -560,7 +596,7 @@ def test_the_names_of_known_runs_stay():
     "If this fails, a default has changed its value or its meaning, and every stored run has lost its name."
     for title, known in KNOWN.items():
         run = experiment_runs("linear_regression", "laptop")[title]
-        first = replace(run, train=replace(run.train, steps=3000, batch_size=64), exams=tuple(replace(exam, n_prompts=1280) for exam in run.exams))  # as this tier began
+        first = replace(run, train=replace(run.train, steps=3000, batch_size=64), exams=tuple(replace(exam, n_prompts=1280) for exam in run.exams if exam.shift != "x_scale_0.333"))  # as this tier began
         assert first.folder == f"{run.name}-{known}"
 
 

@@ -166,20 +166,21 @@ LOOK = 2.0  # seconds of training, at most twice as many, between reports if a w
 
 
 def trained_already(config: RunConfig, folder: Path) -> Path | None:
-    "The last checkpoint of a complete run in a folder beside a run's own that has the same training, whatever its exams; or None."
+    "The last checkpoint of a complete run, in a folder beside a run's own, whose training is all of this one's or its beginning, whatever its exams; the one of most steps, or None."
+    found: dict[Path, int] = {}
     for path in sorted(folder.parent.glob("*/record.nc")):
         checkpoint, known = path.with_name("checkpoint.pt"), path.with_name("config.json")
         if not checkpoint.exists(): continue
-        try: same = TrainConfig.from_dict(json.loads(known.read_text())["train"]) == config.train
+        try: its = TrainConfig.from_dict(json.loads(known.read_text())["train"])
         except (OSError, AttributeError, KeyError, TypeError, ValueError): continue  # no run of ours
-        if same: return checkpoint
-    return None
+        if its.begins(config.train): found[checkpoint] = its.steps
+    return max(found, key=found.__getitem__, default=None)
 
 
 def train(
     config: RunConfig, folder: Path, training: Training, report: Report, checkpoint_seconds: float, stop: Callable[[], bool],
 ) -> float:  # seconds spent by earlier processes
-    "Train to the end from the folder's checkpoint, or from a complete run's that trained the same, if there is one, saving on the way."
+    "Train to the end from the folder's checkpoint, or from one that `trained_already` finds, if there is one, saving on the way."
     path, earlier = folder / "checkpoint.pt", 0.0
     source = path if path.exists() else trained_already(config, folder)
     if source is not None:
@@ -259,7 +260,7 @@ def run(
     stop: Callable[[], bool] = lambda: False,                        # asked after each report: if it says so, save and raise `Stopped`
     start: Callable[[TrainConfig, torch.device], Training] = Training,  # makes the training that is then advanced
 ) -> xr.Dataset:
-    """The run's record: read if it is complete, else trained on from its last checkpoint, or only examined if a complete run below `root` has the same training.
+    """The run's record: read if it is complete, else trained on from its last checkpoint, or from the end of a complete run below `root` that has the same training or its beginning.
 
     Raises `ValueError` for a device that is not here, `OSError` for a folder that cannot be written, `BadCheckpoint` and `WrongRun` for files
     that do not belong, `NonFiniteLoss` (naming the last good checkpoint) when training explodes, and `Stopped` if `stop` says so."""

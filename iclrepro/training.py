@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ class TrainConfig:
     def rates(self) -> tuple[float, ...]:
         "The learning rate of each member."
         return self.lr if isinstance(self.lr, tuple) else (self.lr,) * len(self.seeds)
+
+    def begins(self, other: "TrainConfig") -> bool:
+        "Whether this training is another's beginning, or all of it: the same, but for fewer steps if the rate is constant and no loss ends it."
+        longer = self.schedule == "constant" and self.stop_below is None and self.steps < other.steps
+        return (replace(self, steps=other.steps) if longer else self) == other
 
     def to_dict(self) -> dict[str, Any]:
         "Plain data, ready for JSON."
@@ -290,9 +295,9 @@ class Training:
         return copy.deepcopy({"config": self.config.to_dict(), "step": self.step, "losses": self.losses[:, :self.step], "members": members})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go back to a saved state. Raises `ValueError` if it belongs to another configuration."
+        "Go back to a saved state, of this training or of one that is its beginning. Raises `ValueError` if it belongs to another configuration."
         saved = TrainConfig.from_dict(state["config"])
-        if saved != self.config:
+        if not saved.begins(self.config):
             differing = [f.name for f in fields(self.config) if getattr(saved, f.name) != getattr(self.config, f.name)]
             raise ValueError(f"the saved state belongs to another configuration: {', '.join(differing)} differ")
         self.step = state["step"]

@@ -542,11 +542,41 @@ def test_a_trained_model_asked_something_else_is_not_trained_again(tmp_path):
     assert load_cost(asked_more(config), tmp_path / "a")["training_seconds"] >= load_checkpoint(checkpoint_of(config, tmp_path / "a"))["seconds"] > 0, "the seconds of training are those of the run that trained"
 
 
-@pytest.mark.parametrize("what", ["another training", "not complete", "no checkpoint", "not a run", "its own"])
+@pytest.mark.parametrize("steps", [(30,), (30, 45), (45, 30)])
+def test_a_longer_training_at_a_constant_rate_goes_on_from_the_longest_that_is_complete(steps, tmp_path):
+    config, told = run_config(steps=60), []
+    for shorter in steps: run(replace(config, train=replace(config.train, steps=shorter)), tmp_path / "a")
+    run(config, tmp_path / "a", report=told.append)
+    run(config, tmp_path / "b")
+    assert [told[0].resumed_at, told[0].stage] == [max(steps), "training"]
+    assert_same_run(config, tmp_path / "a", tmp_path / "b")
+
+
+BEGINNINGS = {  # what the longer training has, what the shorter -> whether it is its beginning
+    "all of it": ({}, {}, True), "fewer steps": ({}, {"steps": 59}, True), "more steps": ({}, {"steps": 61}, False),
+    "a cosine": ({"schedule": "cosine"}, {"steps": 59}, False), "all of a cosine": ({"schedule": "cosine"}, {}, True), "another seed": ({}, {"steps": 59, "seeds": (3, 8)}, False),
+    "a loss that ends it": ({"stop_below": 0.1}, {"steps": 59}, False), "a loss that ends only one": ({}, {"steps": 59, "stop_below": 0.1}, False), "another schedule": ({"schedule": "cosine"}, {"steps": 59, "schedule": "constant"}, False),
+}
+
+
+@pytest.mark.parametrize("what", BEGINNINGS)
+def test_a_training_begins_another_only_if_every_step_is_the_same(what):
+    changes, others, expected = BEGINNINGS[what]
+    longer = train_config(**changes)
+    shorter = replace(longer, **others)
+    assert shorter.begins(longer) == expected
+    state, training = Training(shorter).state_dict(), Training(longer)
+    if expected: training.load_state_dict(state)
+    else:
+        with pytest.raises(ValueError, match="another configuration"): training.load_state_dict(state)
+
+
+@pytest.mark.parametrize("what", ["another training", "fewer steps along a cosine", "not complete", "no checkpoint", "not a run", "its own"])
 def test_only_a_complete_run_with_the_same_training_spares_it(what, tmp_path):
-    config, told = run_config(), []
+    config, told = run_config(schedule="cosine" if what == "fewer steps along a cosine" else "constant"), []
+    changes = {"another training": {"lr": 2e-3}, "fewer steps along a cosine": {"steps": 30}}.get(what, {})
     if what == "not complete": halted(config, tmp_path)
-    else: run(run_config(lr=2e-3) if what == "another training" else config, tmp_path)
+    else: run(replace(config, train=replace(config.train, **changes)), tmp_path)
     folder = checkpoint_of(config, tmp_path).parent
     if what == "no checkpoint": (folder / "checkpoint.pt").unlink()
     if what == "not a run": (folder / "config.json").write_text("[]")

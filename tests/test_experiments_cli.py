@@ -22,7 +22,7 @@ from smoke_tier import changed, finished, reproduce, start, states
 from iclrepro.baselines import averaging
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
                              ledger, save_verdicts, to_markdown)
-from iclrepro.cli import main, override
+from iclrepro.cli import examined, main, override
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
 from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
@@ -301,6 +301,16 @@ def test_a_trained_model_is_asked_more_from_the_command_line(command_line, tmp_p
     before, after = sorted((load_dataset(path) for path in tmp_path.glob("runs/*/record.nc")), key=lambda record: record.sizes["shift"])
     assert set(after["shift"].values) == {*before["shift"].values, "x_scale_2"} and after["score"].sel(shift="none").notnull().sum() == 40 * after.sizes["seed"]
     assert after["score"].sel(shift="noisy").dropna("examples").equals(before["score"].sel(shift="noisy")) and after["loss"].equals(before["loss"])
+    assert len({(exam["n_prompts"], exam["batch_size"], exam["seed"]) for exam in json.loads(after.attrs["configuration"])["exams"]}) == 1
+
+
+def test_more_exams_are_like_the_first():
+    config = experiment_runs("linear_regression", "smoke")["Mamba"]
+    config = replace(config, exams=(replace(config.exams[0], n_prompts=24, batch_size=12, seed=5), *config.exams[1:]))
+    *others, last = examined(config, ["x_scale_2=9"]).exams
+    assert (last.shift, last.n_points, last.n_prompts, last.batch_size, last.seed) == ("x_scale_2", 9, 24, 12, 5) and tuple(others) == config.exams
+    asked_anew = {exam.shift: exam for exam in examined(config, ["orthants=30"]).exams}["orthants"]
+    assert asked_anew.n_points == 30 and asked_anew.examples(config.train.task) == sorted(asked_anew.at) and 2 < len(asked_anew.at) <= 12
 
 
 CHANGES = {

@@ -341,7 +341,7 @@ REFUSED = {
     "train linear_regression --tier smoke --exam none=": "--exam none=: write SHIFT or SHIFT=POINTS",
     "train linear_regression --tier smoke --exam none=0": "n_points 0.*at least 1",
     "train linear_regression --tier smoke --model transformer --exam none=99": "99.*beyond the model's positional table",
-    "train linear_regression --tier smoke --exam clean": "clean",
+    "train linear_regression --tier smoke --exam clean": "shift 'clean' does not fit LinearRegression",
     "train linear_regression --tier smoke --set train.stepz=3": "unknown configuration path.*'stepz'.*mean 'steps'",
     "train linear_regression --tier smoke --set trian.steps=3": "unknown configuration path 'trian'.*mean 'train'",
     "train linear_regression --tier smoke --set train.steps=many": "train.steps must be of type int",

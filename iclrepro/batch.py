@@ -143,7 +143,9 @@ class Worker:
         "Start it."
         # CUDA does not outlive a fork, even if only the number of GPUs was asked for: there each worker imports everything itself.
         processes = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
-        processes.set_forkserver_preload([*(name for name in sys.modules if name.startswith("iclrepro.")), *PRELOADED])
+        started_as = getattr(sys.modules["__main__"].__spec__, "name", None)  # each worker runs it again, which Python warns of if it is there already
+        names = [*(name for name in sys.modules if name.startswith("iclrepro.")), *PRELOADED]
+        processes.set_forkserver_preload([name for name in names if name != started_as])
         worker_side = import_module("iclrepro.batch").work  # in a notebook, too, the module's
         pipe, theirs = processes.Pipe(duplex=False)
         shared = None if cores is None else processes.Value("i", cores, lock=False)

@@ -101,9 +101,9 @@ def test_drawn_examples_leave_no_wide_gap(n, all_to):
     assert all((b + 1) / (a + 1) < 1.3 for a, b in pairwise(drawn) if a > 3)
 
 
-def test_what_the_caption_says_is_measured_independently():
+def test_what_the_caption_says_is_measured_independently(tmp_path):
     "Minimum-norm least squares by numpy's pseudo-inverse, on inputs whose covariance is made from its eigenvalues."
-    laws = captioned(published("grazzi_curves"))["captioned"]
+    laws = captioned(published("grazzi_curves"), tmp_path)["captioned"]
     rng, d, errors = np.random.default_rng(0), 20, {k: [] for k in laws.k.values}
     e = np.arange(1, d + 1) ** -1.0
     e *= np.sqrt(d / (e**2).sum())
@@ -114,7 +114,7 @@ def test_what_the_caption_says_is_measured_independently():
     means, spreads = (np.array([f(errors[k]) for k in errors]) for f in (np.mean, np.std))
     # Both are means of heavy-tailed errors: 600 prompts here, 256 there.
     assert (np.abs(laws.sel(curve="skewed").values - means) < 5 * spreads * (1 / 600 + 1 / 256) ** 0.5).all()
-    assert CLAIMS["figure_1a_is_skewed"].judge(captioned(published("grazzi_curves")))[0] == NOT_REPRODUCED
+    assert CLAIMS["figure_1a_is_skewed"].judge(captioned(published("grazzi_curves"), tmp_path))[0] == NOT_REPRODUCED
 
 
 def stored(errors, trained_to=8, shifts=("none", "isotropic")):

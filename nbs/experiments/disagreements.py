@@ -27,7 +27,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
+from iclrepro.charts import MODEL_COLOURS, in_rows, publish, use_svg, with_face
 from iclrepro.claims import CHANGE, judge_all, ledger, save_verdicts
 from iclrepro.experiments import COMPARISONS, MEASURES, collect, compare_ways, config_of, costs, disagreement_numbers, left_out, standing_on
 use_svg()
@@ -84,7 +84,7 @@ def panel(name):
 
 
 present = [name for name in COMPARISONS if name in set(points.comparison)]
-chart = alt.vconcat(*[alt.hconcat(*map(panel, present[i:i + 4]), spacing=25) for i in range(0, len(present), 4)])
+chart = alt.vconcat(*in_rows(map(panel, present), 4, spacing=25))
 changed = table[table.known.astype(bool) & table.apart.astype(bool) & (np.log(table.ratio.astype(float)).abs() >= np.log(CHANGE))]
 finding = f"Changed by {CHANGE:g} times or more: " + (", ".join(dict.fromkeys(changed.index.get_level_values("comparison"))) or "nothing")
 bands = ("Each panel: our default on the left, the other way on the right. Mark: a seed; line: from mean to mean (steps: medians) of a model;", "open triangle: not learnt when the run ended.")

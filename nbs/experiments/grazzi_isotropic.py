@@ -26,7 +26,7 @@ settings = check_parameters("grazzi_isotropic", globals())
 import altair as alt
 import pandas as pd
 
-from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import in_rows, publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import LEARNT, judge_all, ledger, save_verdicts
 from iclrepro.experiments import collect, config_of, costs, gather, headline, left_out, published
 from iclrepro.shifts import SHIFTS
@@ -89,7 +89,7 @@ weak = [who for who in records if not numbers["value"].sel(who=who, shift="none"
 notes = [*([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []),
          "Dashed, coloured: Grazzi et al., Fig. 8" + (" (d = 20, at equal examples per dimension)." if task.dim != 20 else "."), *([f"Not asked at this tier: {', '.join(unasked)}."] if unasked else []), *left_out(settings, records)]
 columns = 2 if len(shifts) == 4 else 3
-chart = alt.vconcat(*(alt.hconcat(*map(panel, shifts[i:i + columns])) for i in range(0, len(shifts), columns)))
+chart = alt.vconcat(*in_rows(map(panel, shifts), columns))
 chart = with_face(chart, finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -33,7 +33,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
+from iclrepro.charts import MODEL_COLOURS, in_rows, publish, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
 from iclrepro.experiments import CONTEXT_LABELS, IN_FIGURE_7, collect_evaluations, evaluation_costs, experiment_evaluations, how_to_get, language_numbers, not_asked, of_like_size, paper_context, published
 from iclrepro.language_tasks import PAPER_TASKS
@@ -134,7 +134,7 @@ def panel(source, kind, title):
                      alt.Chart(over).mark_text(fontSize=9, color="#555555").encode(x=x, y=alt.value(212), text="words:N")).properties(width=290, height=220, title=alt.TitleParams(title, anchor="middle", fontSize=12))
 
 panels = [panel(source, kind, f"{'paper, Fig. 7' if source == 'paper' else 'ours'}, {way}") for source in sources for kind, way in WAYS.items()]
-grid = alt.vconcat(*(alt.hconcat(*panels[i:i + 2]) for i in range(0, len(panels), 2))).resolve_scale(color="shared", strokeDash="shared")
+grid = alt.vconcat(*in_rows(panels, 2)).resolve_scale(color="shared", strokeDash="shared")
 
 # %% [markdown]
 # Ours, task by task, with Wilson's interval over questions; dashed, the paper's models of about that size.
@@ -155,7 +155,7 @@ if evaluated.records:
                          alt.Chart(theirs).mark_line(strokeWidth=1.2, strokeDash=[5, 4]).encode(x=across, y=up("accuracy"), color=shade, detail="who:N")
                          ).properties(width=105, height=62, title=alt.TitleParams(task.replace("_", " ") + ("" if task in PAPER_TASKS else " *"), fontSize=8, fontWeight="normal", anchor="start", limit=125))
     tiles = [tile(task) for task in numbers.task.values if ((each.task == task) & (each.source == "ours")).any()]
-    grid = alt.vconcat(grid, *(alt.hconcat(*tiles[i:i + 5], spacing=10) for i in range(0, len(tiles), 5)), spacing=12).resolve_scale(color="independent", strokeDash="independent")
+    grid = alt.vconcat(grid, *in_rows(tiles, 5, spacing=10), spacing=12).resolve_scale(color="independent", strokeDash="independent")
 
 # %%
 total = left.loc[list(IN_FIGURE_7)].sum()

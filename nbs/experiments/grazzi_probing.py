@@ -34,7 +34,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
 from iclrepro.claims import judge_all, layer_curve, ledger, save_verdicts
-from iclrepro.experiments import collect, config_of, costs, descent_numbers, experiment_runs, gather_probes, left_out, published_probes, standing_on
+from iclrepro.experiments import collect, config_of, costs, experiment_runs, gather_probes, left_out, published_probes, standing_on, stored_descent, with_measured
 from iclrepro.probing import layer_ratios
 use_svg()
 
@@ -62,8 +62,8 @@ ends.round(4)
 linear = [label for label in records if label.endswith(SKEWED)]
 mamba = experiment_runs(settings.experiment, settings.tier)[f"Mamba: {SKEWED}"].train.model
 n_iterations = int(np.isfinite(layer_ratios(mamba.pattern)).sum()) - 1
-if linear: numbers = numbers.merge(descent_numbers(config_of(records[linear[0]]), n_iterations))
 numbers = numbers.assign_attrs(score="squared error / d", **standing_on(settings, records))
+if linear: numbers = with_measured(numbers, stored_descent(config_of(records[linear[0]]), n_iterations, settings.root))
 curves = {f"{who}: {function}" + (f", {factor:g} times the examples" if factor > 1 else ""): layer_curve(numbers, who, function, factor=factor) for function in functions for who in models for factor in numbers.factor.values}
 if linear: curves |= {f"{name}: {SKEWED}": numbers["descent"].sel(optimiser=name).values for name in numbers.optimiser.values}
 table = pd.DataFrame({label: {"first": curve[0], "best": curve.min(), "last": curve[-1]} for label, curve in curves.items() if len(curve)}).T.rename_axis("model")

@@ -29,11 +29,10 @@ import json
 
 import altair as alt
 import pandas as pd
-import xarray as xr
 
-from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import in_rows, publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import LEARNT, judge_all, ledger, save_verdicts
-from iclrepro.experiments import Yardstick, captioned, collect, config_of, costs, drawn_examples, gather, headline, left_out, published
+from iclrepro.experiments import Yardstick, captioned, collect, config_of, costs, drawn_examples, gather, headline, left_out, published, with_measured
 from iclrepro.shifts import SHIFTS
 use_svg()
 
@@ -53,7 +52,7 @@ pd.DataFrame({label: {"pattern": run.model.pattern, "width": run.model.d_model, 
 numbers = gather(settings, records, {"Least squares": Yardstick("least_squares", n_prompts=256)})
 paper = published("grazzi_curves").replace({"model": {"Transformer": "Transformer, no positions"}}).rename(columns={"model": "who", "error": "value", "run": "line"})
 drawn = paper[(paper.figure == 1) & (paper.who != "LS")].groupby("who").line.nunique()
-numbers = xr.merge([numbers, captioned(published("grazzi_curves"))], combine_attrs="override").assign_attrs(curves_drawn=json.dumps({who: int(count) for who, count in drawn.items()}))
+numbers = with_measured(numbers, captioned(published("grazzi_curves"), settings.root)).assign_attrs(curves_drawn=json.dumps({who: int(count) for who, count in drawn.items()}))
 
 # %% [markdown]
 # ## Main numbers
@@ -107,8 +106,7 @@ finding = f"Isotropic inputs, after {trained_to} and {4 * trained_to} examples: 
     f"{who} {at_length.sel(who=who, examples=trained_to):.2g} and {at_length.sel(who=who, examples=4 * trained_to):.2g}" for who in records)
 weak = [who for who in records if not at_length.sel(who=who, examples=trained_to) < LEARNT]
 notes = [*([f"Too small or too short to learn at this tier: {'all models' if len(weak) == len(records) else '; '.join(weak)}."] if weak else []), "Dashed: the paper's runs." if like_the_paper else "The paper's d is 20; its curves are drawn at the larger tiers.", *left_out(settings, records)]
-shown = list(PANELS)
-chart = alt.vconcat(*(alt.hconcat(*(panel(shift) for shift in shown[i:i + 4])) for i in range(0, len(shown), 4)))
+chart = alt.vconcat(*in_rows(map(panel, PANELS), 4))
 chart = with_face(chart, finding, settings.tier, notes)
 paths = publish(settings.stem, numbers, chart, table)
 chart

@@ -29,7 +29,7 @@ settings = check_parameters("length_and_shift", globals())
 import altair as alt
 import pandas as pd
 
-from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import in_rows, publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
 from iclrepro.experiments import collect, costs, experiment_runs, gather, headline
 from iclrepro.shifts import SHIFTS
@@ -97,8 +97,7 @@ def panel(exam):
     return chart.properties(title=alt.TitleParams(SHIFTS[exam.shift].title, anchor="middle", fontSize=12))
 
 columns = 2 if len(exams) == 4 else 3
-rows = [alt.hconcat(*map(panel, exams[i:i + columns])) for i in range(0, len(exams), columns)]
-chart = with_face(alt.vconcat(*rows), finding, settings.tier, ["Least squares is exact from d examples on where there is no noise, so it leaves the panel."])
+chart = with_face(alt.vconcat(*in_rows(map(panel, exams), columns)), finding, settings.tier, ["Least squares is exact from d examples on where there is no noise, so it leaves the panel."])
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

@@ -82,7 +82,7 @@ widths = sorted({train.task.hidden for train in trains.values()})
 middle = next((train.task.hidden for label, train in trains.items() if config_of(records[label]).name.startswith("chain_of_thought-")), widths[len(widths) // 2])
 sizes = [(size, f"k {middle}") for size in order if ((ours["size"] == size) & (ours.k == f"k {middle}")).any()]
 steps = [("small", f"k {k}") for k in widths if ((ours["size"] == "small") & (ours.k == f"k {k}")).any()]
-rows = [alt.hconcat(*(panel(*which) for which in row)).resolve_scale(color="shared") for row in (sizes, steps) if row]
+rows = [alt.hconcat(*(panel(*which) for which in row)).resolve_scale(color="shared") for row in ((sizes, steps) if set(steps) - set(sizes) else (sizes,)) if row]
 
 
 # %%
@@ -93,7 +93,7 @@ def ratio(size, k):
 
 found = {name: ratio(size, k) for size, k in dict.fromkeys(sizes + steps) for name in [size if k == f"k {middle}" else k]}
 compared = ", ".join(f"{name}: {value:.2g}" for name, value in found.items() if value is not None)
-finding = f"Mamba's error over the Transformer's: {compared}" if compared else f"Squared error after {last} examples: " + ", ".join(f"{label} {error:.2g}" for label, error in table.iloc[:, -1].items())
+finding = f"Mamba's error over the Transformer's: {compared}" if compared else f"Squared error after {last} examples: " + "; ".join(f"{label}: {error:.2g}" for label, error in table.iloc[:, -1].items())
 notes = ["Diamonds, dashed: Park et al." if len(theirs) else "Networks, models and training are far smaller than the paper's.", *left_out(settings, records)]
 slow = sum(float(error) >= BEGUN * d for error in table.iloc[:, -1])
 if slow: notes.append(f"{slow} of {len(table)} curves end above {BEGUN} d: too little was learnt there to compare.")

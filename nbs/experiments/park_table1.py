@@ -28,7 +28,7 @@ settings = check_parameters("park_table1", globals())
 import altair as alt
 import pandas as pd
 
-from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
+from iclrepro.charts import MODEL_COLOURS, in_rows, publish, use_svg, with_face
 from iclrepro.claims import FAILED_BELOW, MARK_SOLVED, SOLVED_FROM, SYMBOLS, end_errors, judge_all, ledger, paper_marks, save_verdicts, table_marks
 from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, by_study, collect, config_of, costs, experiment_runs, gather_studies, not_run
 from iclrepro.models import TITLES
@@ -103,7 +103,7 @@ colour = alt.Color("who:N", title=None, scale=alt.Scale(domain=columns, range=[M
 small = [alt.Chart(relative(study), width=150, height=88, title=alt.TitleParams(named(study), fontSize=11, anchor="start")).mark_line(strokeWidth=1.8).encode(
     x=alt.X("examples:Q", title="query" if tasks[STUDY_TITLES[study]].task.layout == "vectors" else "in-context examples", axis=alt.Axis(grid=False, tickCount=4, tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
     y=alt.Y("relative:Q", title="error / no context", scale=alt.Scale(type="log", nice=False, domainMax=3), axis=alt.Axis(tickCount=3, format="~g")), color=colour) for study in numbers.study.values]
-curves = alt.vconcat(*[alt.hconcat(*small[i:i + 3]) for i in range(0, len(small), 3)])
+curves = alt.vconcat(*in_rows(small, 3))
 
 # %%
 solved = {who: int(((marks.who == who) & (marks.mark == MARK_SOLVED) & marks.learnt).sum()) for who in columns}

@@ -157,5 +157,6 @@ def publish(
     "Store an experiment's numbers (.nc), main numbers (.csv) and figure (.vl.json, .svg); returns the paths written."
     paths = [Path(f"{stem}{ending}") for ending in (".nc", ".csv")]
     save_dataset(numbers, paths[0])
-    write_atomically(paths[1], table.to_csv(float_format="%.4g", lineterminator="\n").encode())
+    figures = lambda value: f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"  # steps are no powers of ten
+    write_atomically(paths[1], table.to_csv(float_format=figures, lineterminator="\n").encode())
     return [*paths, *save_figure(chart, stem)]

@@ -1215,11 +1215,11 @@ def compare_ways(
             bound = any(median_steps(part["value"]).isnull().item() for part in pair)
             values = [median_steps(part["value"]).fillna(part["steps_done"]).item() for part in pair]
         else:
-            values, bound = [np.exp(np.log(each).mean()) for each in seeds], False
+            values, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in seeds], False  # the last digits are a processor's
             known = min(float(part["at_length"].mean()) for part in pair) < 0.5
         apart = max(seeds[0]) < min(seeds[1]) or max(seeds[1]) < min(seeds[0])
         rows[model] = dict(first=values[0], second=values[1], ratio=values[1] / values[0], apart=bool(apart), known=bool(known), bound=bound)
-    return pd.DataFrame(rows).T
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/12f_language.ipynb #bb16f746
 import json

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, replace
@@ -15,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from project import ROOT
+from project import BIN, ROOT
 from scipy import stats
-from smoke_tier import changed, finished, reproduce, start, states
+from smoke_tier import ENVIRONMENT, changed, finished, reproduce, start, states
 
 from iclrepro.baselines import averaging
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
                              ledger, save_verdicts, to_markdown)
 from iclrepro.cli import examined, main, override
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
-from iclrepro.experiments import EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
+from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
 from iclrepro.prompts import Draws, Prompt
 from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset
@@ -554,6 +555,24 @@ def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path
     after = states(root)
     assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "language/", "sparse_parity/"))} | baseline_files(smoke.root)
     assert not any(name.startswith("runs/") for name in changed(before, after))
+
+
+PLAIN = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"}  # of torch, its products, NumPy's, NumPy
+
+
+def test_figures_are_the_same_to_the_last_byte_on_a_plain_processor(tmp_path):
+    "Vector instructions sum in another order. These are the figures that do more than read: descents, a law, means over tasks, geometric means."
+    names, home = ("grazzi_probing", "grazzi_shifts", "grazzi_language_context", "disagreements"), ROOT / COMMITTED
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    shutil.copytree(home / "language", tmp_path / "language")
+    for name in names:
+        (tmp_path / name).mkdir()
+        shutil.copy(home / name / "laptop.nc", tmp_path / name)  # says that there is something to redraw
+    done = subprocess.run([BIN / "iclrepro", "figures", "--root", tmp_path], cwd=ROOT, env=ENVIRONMENT | PLAIN, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count("laptop.svg") == len(names), done.stdout
+    files = [f"{name}/laptop{ending}" for name in names for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json")]
+    assert [file for file in files if (tmp_path / file).read_bytes() != (home / file).read_bytes()] == []
+    assert not (tmp_path / "baselines").exists(), "what is stored in the project is not measured again"
 
 
 def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, monkeypatch):

@@ -538,12 +538,22 @@ def kept_files():
 def baseline_files(root): return {name for name in states(root) if name.startswith("baselines/")}
 
 
-def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path, monkeypatch):
+STORED = {name for name in states(ROOT / COMMITTED) if name.startswith("baselines/")}  # what all tiers share is taken from there
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "A project in another place, which has the baselines of this one and no results."
+    shutil.copytree(ROOT / COMMITTED / "baselines", tmp_path / COMMITTED / "baselines")
     monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
-    root = tmp_path / "figures"
+    return tmp_path / COMMITTED
+
+
+def test_kept_results_are_redrawn_without_training(smoke, command_line, elsewhere):
+    root = elsewhere
     assert command_line("keep", "--tier", "smoke", "--root", smoke.root)[0] == 0
-    assert baseline_files(smoke.root) and states(root).keys() == kept_files() | baseline_files(smoke.root)
-    assert {name for name in states(root) if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
+    assert baseline_files(smoke.root) and states(root).keys() == kept_files() | baseline_files(smoke.root) | STORED
+    assert {name for name in states(root).keys() - STORED if (root / name).read_bytes() != (smoke.root / name).read_bytes()} == set()
     for name in EXPERIMENTS:
         if name != "sparse_parity": shutil.rmtree(root / name)  # one is enough
     for ending in (".svg", ".vl.json"): (root / f"sparse_parity/smoke{ending}").unlink()
@@ -553,7 +563,7 @@ def test_kept_results_are_redrawn_without_training(smoke, command_line, tmp_path
     for ending in (".svg", ".vl.json", ".nc", ".csv", ".verdicts.json"):
         assert (root / f"sparse_parity/smoke{ending}").read_bytes() == (smoke.root / f"sparse_parity/smoke{ending}").read_bytes(), ending
     after = states(root)
-    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "language/", "sparse_parity/"))} | baseline_files(smoke.root)
+    assert after.keys() == {name for name in kept_files() if name.startswith(("runs/", "language/", "sparse_parity/"))} | baseline_files(smoke.root) | STORED
     assert not any(name.startswith("runs/") for name in changed(before, after))
 
 
@@ -575,13 +585,13 @@ def test_figures_are_the_same_to_the_last_byte_on_a_plain_processor(tmp_path):
     assert not (tmp_path / "baselines").exists(), "what is stored in the project is not measured again"
 
 
-def test_incomplete_results_are_not_kept_at_all(smoke, command_line, tmp_path, monkeypatch):
-    monkeypatch.setattr("iclrepro.cli.project_root", lambda: tmp_path)
+def test_incomplete_results_are_not_kept_at_all(smoke, command_line, elsewhere, tmp_path):
+    before = states(elsewhere)
     root = copied(smoke, tmp_path / "root", [*EXPERIMENTS, "runs", "language", "baselines"])
     (root / "sparse_parity" / "smoke.svg").unlink()
     status, said = command_line("keep", "--tier", "smoke", "--root", root)
     assert status == 2 and str(root / "sparse_parity" / "smoke.svg") in said
-    assert not (tmp_path / "figures").exists()
+    assert states(elsewhere) == before
 
 
 def test_a_run_that_fails_is_named_with_its_reason(smoke, tmp_path):

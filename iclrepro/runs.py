@@ -187,6 +187,7 @@ def train(
         earlier = state.pop("seconds")
         try: training.load_state_dict(state)
         except ValueError as error: raise WrongRun(f"{source}: {error}; move it away to start the run from its beginning") from error
+        if source != path and training.finished: save_checkpoint({**training.state_dict(), "seconds": earlier}, path)  # every record has its weights beside it
     begin, started = training.step, time.monotonic()
     saved_at, saved_step, wait = started, begin if path.exists() else -1, checkpoint_seconds
     told_at, most, size = float("inf"), 1, config.train.log_every  # the first step, in which kernels are compiled, says nothing of the next

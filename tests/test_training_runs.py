@@ -534,6 +534,17 @@ def test_a_complete_run_is_not_run_again(tmp_path):
 def asked_more(config): return replace(config, name="more", exams=(*config.exams, Exam("noisy", n_points=8, n_prompts=12, batch_size=12)))
 
 
+def test_a_run_that_takes_over_a_finished_training_keeps_its_weights(tmp_path):
+    first = run_config(steps=10)
+    second = replace(first, exams=first.exams[:1])
+    for config in (first, second): run(config, tmp_path)
+    states = [load_checkpoint(tmp_path / "runs" / config.folder / "checkpoint.pt") for config in (first, second)]
+    assert first.folder != second.folder and [state["step"] for state in states] == [10, 10]
+    fresh = [Training(config.train) for config in (first, second)]
+    for training, state in zip(fresh, states): training.load_state_dict(state)
+    assert all(torch.equal(a.flat, b.flat) for a, b in zip(*(training.members for training in fresh)))
+
+
 def test_a_trained_model_asked_something_else_is_not_trained_again(tmp_path):
     config, told = run_config(), []
     run(config, tmp_path / "a")

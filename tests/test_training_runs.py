@@ -550,7 +550,7 @@ def test_a_trained_model_asked_something_else_is_not_trained_again(tmp_path):
     run(config, tmp_path / "a")
     run(asked_more(config), tmp_path / "a", report=told.append)
     run(asked_more(config), tmp_path / "b")
-    assert {progress.stage for progress in told} == {"examining", "finished"} and not checkpoint_of(asked_more(config), tmp_path / "a").exists()
+    assert {progress.stage for progress in told} == {"examining", "finished"} and checkpoint_of(asked_more(config), tmp_path / "a").exists()
     assert record_of(asked_more(config), tmp_path / "a").read_bytes() == record_of(asked_more(config), tmp_path / "b").read_bytes()
     assert load_cost(asked_more(config), tmp_path / "a")["training_seconds"] >= load_checkpoint(checkpoint_of(config, tmp_path / "a"))["seconds"] > 0, "the seconds of training are those of the run that trained"
 

@@ -538,7 +538,7 @@ def test_a_run_that_takes_over_a_finished_training_keeps_its_weights(tmp_path):
     first = run_config(steps=10)
     second = replace(first, exams=first.exams[:1])
     for config in (first, second): run(config, tmp_path)
-    states = [load_checkpoint(tmp_path / "runs" / config.folder / "checkpoint.pt") for config in (first, second)]
+    states = [load_checkpoint(checkpoint_of(config, tmp_path)) for config in (first, second)]
     assert first.folder != second.folder and [state["step"] for state in states] == [10, 10]
     fresh = [Training(config.train) for config in (first, second)]
     for training, state in zip(fresh, states): training.load_state_dict(state)

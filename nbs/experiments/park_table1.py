@@ -71,7 +71,7 @@ for study in numbers.study.values:
 # %% [markdown]
 # ## The figure
 #
-# Colour is the share; in a cell our mark and the share, and in grey the paper's mark. A task that no model has learnt at this tier (none has gained enough to solve it and halved its error) is pale: its marks compare beginners. Beside it how each error falls, relative to the error without context, up to the longest context of training.
+# Colour is the share; in a cell our mark and the share, and in grey the paper's mark. A task that no model has learnt at this tier (none has halved its error and solved it also by what the papers' own models reach) is pale: its marks compare beginners. Beside it how each error falls, relative to the error without context, up to the longest context of training.
 
 # %%
 MODELS = [TITLES[name] for name in TABLE_MODELS]

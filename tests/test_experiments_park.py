@@ -89,6 +89,11 @@ def test_a_parity_without_context_is_the_majority_of_all_products(d, k):
 def test_marks_at_their_edges(share, expected): assert mark(share) == expected
 
 
+def test_of_words_and_symbols_nothing_is_known_without_context():
+    for study in ("associative_recall", "formal_languages", "few_shot_mappings"):
+        with pytest.raises(ValueError, match="the layout is '(symbols|mappings)'"): no_context(make_task(study))
+
+
 def test_nothing_to_gain_gives_no_mark():
     assert np.isnan(gained(0.5, 1.0, 1.0)) and np.isnan(gained(0.5, 1.0, 1.2))
     with pytest.raises(ValueError, match="the share is nan"): mark(np.nan)

@@ -29,7 +29,7 @@ import pandas as pd
 from iclrepro.baselines import expected_accuracy, parity_bayes
 from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import AT_BAYES, judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, left_out, published
+from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, left_out, no_context, published
 from iclrepro.prompts import Draws
 use_svg()
 
@@ -59,7 +59,7 @@ pd.DataFrame({title: {"pattern": run.train.model.pattern, "width": run.train.mod
 
 # %%
 records = collect(settings, partly=True)
-numbers = gather(settings, records, {"Bayes": "parity_bayes"})
+numbers = gather(settings, records, {"Bayes": "parity_bayes"}).assign_attrs(no_context=no_context(task))
 last = task.n_points - 1
 table = headline(numbers, {f"{k} examples": ("none", k) for k in sorted({0, min(10, last), last})})
 table.round(3)

@@ -17,10 +17,11 @@ from .experiments import study_numbers
 
 # %% ../nbs/12ba_panels.ipynb #e006f2f7
 def study_rows(numbers: xr.Dataset, study: str) -> pd.DataFrame:
-    "Rows of one study for `score_chart`, with an empty one for everybody whom only other studies have."
+    "Rows of one study for `score_chart`, in the figure's order, with an empty one for everybody whom only other studies have."
     one = study_numbers(numbers, study)
     absent = pd.DataFrame({"who": [who for who in numbers.who.values if who not in one.who], "shift": "none", "examples": 0, "seed": "all"})
-    return pd.concat([score_rows(one, list(one.who.values), ["none"]), absent], ignore_index=True)
+    rows, place = pd.concat([score_rows(one, list(one.who.values), ["none"]), absent]), {who: i for i, who in enumerate(numbers.who.values)}
+    return rows.sort_values(["seed", "who"], key=lambda column: column.map(place) if column.name == "who" else column != "all", ignore_index=True)
 
 
 def decades(numbers: xr.Dataset, study: str, top: float = 3.0) -> tuple[float, float]:

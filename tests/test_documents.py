@@ -160,12 +160,14 @@ def test_commands_in_documents_exist(document, command):
     else: assert program in ELSEWHERE or shutil.which(program, path=BIN), f"{program} is not installed by the lock files"
 
 
-@pytest.mark.skipif("README.md" not in DOCUMENTS, reason="test_readme_is_generated_and_whole says what is missing")
-def test_python_in_the_readme_runs(tmp_path):
+SNIPPETS = fences("README.md", "python") if "README.md" in DOCUMENTS else []  # test_readme_is_generated_and_whole says what is missing
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_each_python_block_of_the_readme_runs_alone(snippet, tmp_path):
+    """A reader copies one block: what it needs it must import, and no other process knows what it registers."""
     (tmp_path / "figures").symlink_to(ROOT / "figures")
-    snippets = fences("README.md", "python")
-    assert snippets
-    (tmp_path / "readme.py").write_text("\n\n".join(snippets), encoding="utf-8")
+    (tmp_path / "readme.py").write_text(snippet, encoding="utf-8")
     run(sys.executable, "readme.py", cwd=tmp_path, OMP_NUM_THREADS="1")
 
 

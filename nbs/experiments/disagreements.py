@@ -66,6 +66,13 @@ points = points[~(points.reached & points.value.isna())].assign(value=lambda row
 shown = list(dict.fromkeys(points.colour))
 colour = alt.Color("colour:N", title=None, scale=alt.Scale(domain=shown, range=[MODEL_COLOURS[model] for model in shown]), legend=alt.Legend(labelLimit=260))
 
+def apart(sizes, values, height=134, line=9):
+    "Sizes whose labels would be printed over each other, on a logarithmic axis of these values and that height, share one."
+    everything = np.log(pd.concat([sizes.value, values]).astype(float))
+    place = np.log(sizes.value.astype(float)).sort_values() / max(np.ptp(everything), 1e-9) * height
+    shared = (place.diff() >= line).cumsum()
+    return sizes.groupby(shared, sort=False).agg({**dict.fromkeys(sizes.columns, "first"), "size": ", ".join})
+
 
 def panel(name):
     "Both ways of a comparison: a line between the means of each model, a mark a seed."
@@ -78,7 +85,7 @@ def panel(name):
     layers = [alt.Chart(means).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour, detail="model:N"), marks.transform_filter("datum.reached").mark_point(filled=True, size=40, opacity=0.8),
               marks.transform_filter("!datum.reached").mark_point(shape="triangle-up", size=60)]
     sizes = means[(means.way == list(comparison.ways)[1]) & (means.model != means.colour)].assign(size=lambda rows: rows.model.str.split(", ", n=1).str[-1])
-    if len(sizes): layers.append(alt.Chart(sizes).mark_text(align="left", dx=9, fontSize=9).encode(x=x, y=y, color=colour, text="size:N"))
+    if len(sizes): layers.append(alt.Chart(apart(sizes, chosen.value)).mark_text(align="left", dx=9, fontSize=9).encode(x=x, y=y, color=colour, text="size:N"))
     factors = ", ".join(dict.fromkeys(f"{'' if row.known else '('}{row.ratio:.2g}{' or further' if row.bound else ''}{'' if row.known else ')'}" for _, row in rows.iterrows()))
     return alt.layer(*layers).properties(width=150, height=150, title=alt.TitleParams([comparison.title, f"ratio {factors}"], fontSize=12, anchor="start"))
 

@@ -33,7 +33,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, publish, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect_evaluations, evaluation_costs, experiment_evaluations, family_of, how_to_get, language_numbers, not_asked, of_like_size, paper_accuracy, published
+from iclrepro.experiments import architecture_of, collect_evaluations, evaluation_costs, experiment_evaluations, family_of, how_to_get, language_numbers, not_asked, of_like_size, paper_accuracy, published
 from iclrepro.language_tasks import PAPER_TASKS
 use_svg()
 pd.set_option("display.max_colwidth", 200)
@@ -82,22 +82,17 @@ named = lambda task: task.replace("_", " ")
 table_1 = numbers["accuracy"].sel(source="paper", examples=BEHIND, task=[task for task in PAPER_TASKS if task in numbers.task.values]).dropna("who", how="all")
 table_1.transpose("task", "who").to_pandas().rename(index=named)
 
-
 # %% [markdown]
 # ## The figure
 
 # %%
-def architecture(who):
-    "Mamba, RWKV-4 or Transformer, which give a model its colour."
-    return "Mamba" if "mamba" in who.lower() else "RWKV-4" if "rwkv" in who.lower() else "Transformer"
-
 kinds = ["Mamba", "RWKV-4", "Transformer"]
 shades = alt.Scale(domain=kinds, range=[MODEL_COLOURS[kind] for kind in kinds])
 colour = alt.Color("kind:N", title=None, scale=shades, legend=alt.Legend(orient="right", symbolType="circle", symbolOpacity=1))
 points = at["accuracy"].sel(examples=BEHIND, task=[task for task in PAPER_TASKS if task in numbers.task.values]).to_dataframe("value").reset_index().dropna(subset="value")
 shown = {(source, who): who if source == "paper" else f"{who}, ours" for source, who in rows}
-points = points.assign(model=[shown[source, who] for source, who in zip(points.source, points.who)], kind=points.who.map(architecture), task=points.task.map(named))
-means = table.reset_index().assign(kind=[architecture(who) for _, who in rows])
+points = points.assign(model=[shown[source, who] for source, who in zip(points.source, points.who)], kind=points.who.map(architecture_of), task=points.task.map(named))
+means = table.reset_index().assign(kind=[architecture_of(who) for _, who in rows])
 x, y = alt.X("model:N", title=None, sort=list(shown.values()), axis=alt.Axis(labelAngle=-35, labelLimit=160)), lambda column: alt.Y(f"{column}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
 quartiles = points.groupby(["model", "kind"]).value.quantile([0.25, 0.5, 0.75]).unstack().set_axis(["lower", "middle", "upper"], axis=1).reset_index()
 base, boxes = alt.Chart(means).encode(x=x, color=colour), alt.Chart(quartiles).encode(x=x)
@@ -127,9 +122,9 @@ panels = [strip, heat]
 if evaluated.records:
     ours = numbers.sel(source="ours", examples=[0, BEHIND])
     each = ours[["accuracy", "low", "high", "majority_share", "chance"]].to_dataframe().reset_index().dropna(subset="accuracy")
-    each = each.assign(task=[named(task) + ("" if task in PAPER_TASKS else " *") for task in each.task], kind=each.who.map(architecture))
+    each = each.assign(task=[named(task) + ("" if task in PAPER_TASKS else " *") for task in each.task], kind=each.who.map(architecture_of))
     paper_who = [who for source, who in rows if source == "paper"]
-    theirs = numbers["accuracy"].sel(source="paper", examples=BEHIND).to_dataframe("accuracy").reset_index().dropna(subset="accuracy").assign(task=lambda t: t.task.map(named), kind=lambda t: t.who.map(architecture))
+    theirs = numbers["accuracy"].sel(source="paper", examples=BEHIND).to_dataframe("accuracy").reset_index().dropna(subset="accuracy").assign(task=lambda t: t.task.map(named), kind=lambda t: t.who.map(architecture_of))
     sort = [named(task) + ("" if task in PAPER_TASKS else " *") for task in numbers.task.values]
     plain = alt.Color("kind:N", legend=None, scale=shades)
     at_y, share = alt.Y("task:N", title=None, sort=sort, axis=alt.Axis(labelLimit=220, grid=True, gridOpacity=0.4)), lambda column: alt.X(f"{column}:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))

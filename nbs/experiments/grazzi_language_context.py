@@ -35,7 +35,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, in_rows, publish, use_svg, with_face
 from iclrepro.claims import judge_all, ledger, save_verdicts
-from iclrepro.experiments import CONTEXT_LABELS, IN_FIGURE_7, collect_evaluations, evaluation_costs, experiment_evaluations, how_to_get, language_numbers, not_asked, of_like_size, paper_context, published
+from iclrepro.experiments import CONTEXT_LABELS, IN_FIGURE_7, architecture_of, collect_evaluations, evaluation_costs, experiment_evaluations, how_to_get, language_numbers, not_asked, of_like_size, paper_context, published
 from iclrepro.language_tasks import PAPER_TASKS
 use_svg()
 pd.set_option("display.max_colwidth", 200)
@@ -100,25 +100,20 @@ def rise(source, who, kind):
 left = pd.DataFrame({label(source, who): {way: rise(source, who, kind) for kind, way in WAYS.items()} for source, who in curves}).T
 left.round(3)
 
-
 # %% [markdown]
 # ## The figure
 
 # %%
-def architecture(who):
-    "Mamba, RWKV-4 or Transformer, which give a model its colour."
-    return "Mamba" if "mamba" in who.lower() else "RWKV-4" if "rwkv" in who.lower() else "Transformer"
-
 drawn = {source: [who for of, who in curves if of == source and (source == "ours" or who in IN_FIGURE_7)] for source in sources}
 lines = [(source, who) for source in sources for who in drawn[source]]
 rows = numbers[["mean", "mean_low", "mean_high", "n_tasks"]].to_dataframe().dropna(subset="mean").reset_index()
 rows = rows.assign(line=[label(source, who) for source, who in zip(rows.source, rows.who)])
 counts = sorted(int(k) for k in numbers.examples.values)
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 1], [1, 3])  # of models of one architecture, which share a colour
-before = [[architecture(who) for other, who in lines[:i] if other == source].count(architecture(lines[i][1])) for i, (source, _) in enumerate(lines)]
+before = [[architecture_of(who) for other, who in lines[:i] if other == source].count(architecture_of(lines[i][1])) for i, (source, _) in enumerate(lines)]
 domain = [label(source, who) for source, who in lines]
 legend = alt.Legend(orient="right", symbolType="stroke", symbolSize=300, symbolStrokeWidth=2.5, symbolOpacity=1, labelLimit=180)
-shades = alt.Scale(domain=domain, range=[MODEL_COLOURS[architecture(who)] for _, who in lines])
+shades = alt.Scale(domain=domain, range=[MODEL_COLOURS[architecture_of(who)] for _, who in lines])
 colour = alt.Color("line:N", title=None, legend=legend, scale=shades)
 dash = alt.StrokeDash("line:N", title=None, legend=legend, scale=alt.Scale(domain=domain, range=[DASHES[n % len(DASHES)] for n in before]))
 x = alt.X("examples:Q", title="in-context examples", scale=alt.Scale(type="log", domain=[counts[0], counts[-1]], nice=False, padding=8), axis=alt.Axis(grid=False, values=counts))
@@ -142,7 +137,7 @@ grid = alt.vconcat(*in_rows(panels, 2)).resolve_scale(color="shared", strokeDash
 # %%
 if evaluated.records:
     each = numbers[["accuracy", "low", "high", "majority_share"]].to_dataframe().reset_index().dropna(subset="accuracy")
-    each = each.assign(colour=[MODEL_COLOURS[architecture(who)] for who in each.who])
+    each = each.assign(colour=[MODEL_COLOURS[architecture_of(who)] for who in each.who])
     beside = list(dict.fromkeys(other for who in drawn["ours"] for other in of_like_size(who, list(CONTEXT_LABELS.values()))))
     ours_at = sorted(each[each.source == "ours"].examples.unique().tolist())
     across = alt.X("examples:Q", title=None, scale=alt.Scale(type="log", domain=[ours_at[0], ours_at[-1]], nice=False, padding=5), axis=alt.Axis(grid=False, values=ours_at[::2], labelFontSize=8))

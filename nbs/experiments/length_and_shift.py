@@ -85,6 +85,23 @@ no_context["value"].item()
 
 # %% [markdown]
 # ## The figure
+#
+# The axis of error reaches from 0.005 to 5 and beyond, to the next 1, 2 or 5 of a decade, if a model does. Only yardsticks may leave the panels; the figure then says who does, and where.
+
+# %%
+drawn = numbers[["value", "low", "high", "by_seed"]].sel(who=list(records)).to_array()
+steps = [float(f"{digit}e{power}") for power in range(-12, 6) for digit in (1, 2, 5)]
+lowest, highest = max(step for step in steps if step <= min(0.005, drawn.min())), min(step for step in steps if step >= max(5, drawn.max()))
+asked_of = numbers["value"].sel(examples=slice(1, None))  # the axis of examples begins at 1
+
+def leaving(who):
+    "Where a curve leaves the panels, in words; empty if nowhere."
+    beyond = {way: [SHIFTS[exam.shift].title for exam in exams if out.sel(who=who, shift=exam.shift).any()] for way, out in (("below", asked_of < lowest), ("above", asked_of > highest))}
+    return " and ".join(f"{way} ({', '.join(where)})" for way, where in beyond.items() if where)
+
+clipped = {who: leaving(who) for who in numbers.who.values if leaving(who)}
+assert not set(clipped) & set(records)
+clipped
 
 # %%
 k = min(2 * trained_to, longest)
@@ -93,11 +110,11 @@ finding = f"After {k} examples, twice the training length: " + ", ".join(f"{who}
 
 def panel(exam):
     rows = score_rows(numbers, [*records, "Least squares"], [exam.shift])
-    chart = score_chart(rows, trained_to, "squared error / d", log_x=True, log_y=True, y_domain=(0.005, 5), width=300, height=210)
+    chart = score_chart(rows, trained_to, "squared error / d", log_x=True, log_y=True, y_domain=(lowest, highest), width=300, height=210)
     return chart.properties(title=alt.TitleParams(SHIFTS[exam.shift].title, anchor="middle", fontSize=12))
 
 columns = 2 if len(exams) == 4 else 3
-chart = with_face(alt.vconcat(*in_rows(map(panel, exams), columns)), finding, settings.tier, ["Least squares is exact from d examples on where there is no noise, so it leaves the panel."])
+chart = with_face(alt.vconcat(*in_rows(map(panel, exams), columns)), finding, settings.tier, ["Least squares is exact from d examples on where there is no noise."] + ([f"Out of the panels: {'; '.join(f'{who} {where}' for who, where in clipped.items())}."] if clipped else []))
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

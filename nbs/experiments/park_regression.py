@@ -85,7 +85,7 @@ def panel(study):
     if theirs is not None:  # a longer training goes further down
         low = min(low, max(1e-4, theirs.value.min()))
         theirs = theirs.assign(value=theirs.value.clip(low, high))
-    errors = score_chart(study_rows(numbers, study), last, task.score_label, theirs, log_y=True, y_domain=(low, high), width=230, height=210, dash_legend=False)
+    errors = score_chart(study_rows(numbers, study), last, task.score_label, theirs, log_y=True, y_domain=(low, high), width=230, height=210)
     title = alt.TitleParams(STUDY_TITLES[study][0].upper() + STUDY_TITLES[study][1:], subtitle=f"d = {task.dim}", fontSize=12, anchor="start")
     return alt.vconcat(errors.properties(title=title), flops_chart(numbers, study, width=230))
 

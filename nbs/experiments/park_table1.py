@@ -30,7 +30,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, in_rows, publish, use_svg, with_face
 from iclrepro.claims import FAILED_BELOW, MARK_SOLVED, SOLVED_FROM, SYMBOLS, end_errors, judge_all, ledger, paper_marks, save_verdicts, table_marks
-from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, by_study, collect, config_of, costs, experiment_runs, gather_studies, not_run
+from iclrepro.experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, by_study, collect, config_of, costs, experiment_runs, gather_studies, not_run, size_beside_paper
 from iclrepro.models import TITLES
 use_svg()
 
@@ -99,18 +99,29 @@ def relative(study):
     error, whole = (1 - rows.value, 1 - start) if one["accuracy"] else (rows.value, start)
     return rows.assign(relative=(error / whole).clip(1e-4, 3), task=named(study))
 
+def ticks(study):
+    "The axis of one panel. Left to itself, one that does not reach down to 0.3 has no number below 1."
+    return alt.Axis(format="~g", **({"values": [0.5, 0.7, 1, 2, 3]} if relative(study).relative.min() > 0.3 else {"tickCount": 3}))
+
 colour = alt.Color("who:N", title=None, scale=alt.Scale(domain=columns, range=[MODEL_COLOURS[who] for who in columns]), legend=alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3))
 small = [alt.Chart(relative(study), width=150, height=88, title=alt.TitleParams(named(study), fontSize=11, anchor="start")).mark_line(strokeWidth=1.8).encode(
     x=alt.X("examples:Q", title="query" if tasks[STUDY_TITLES[study]].task.layout == "vectors" else "in-context examples", axis=alt.Axis(grid=False, tickCount=4, tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
-    y=alt.Y("relative:Q", title="error / no context", scale=alt.Scale(type="log", nice=False, domainMax=3), axis=alt.Axis(tickCount=3, format="~g")), color=colour) for study in numbers.study.values]
+    y=alt.Y("relative:Q", title="error / no context", scale=alt.Scale(type="log", nice=False, domainMax=3), axis=ticks(study)), color=colour) for study in numbers.study.values]
 curves = alt.vconcat(*in_rows(small, 3))
+
+# %% [markdown]
+# A task is named if our models on it are smaller than the paper's.
+
+# %%
+smaller = {STUDY_TITLES[study]: beside for study in numbers.study.values if (beside := size_beside_paper(study, settings.tier))}
+smaller
 
 # %%
 solved = {who: int(((marks.who == who) & (marks.mark == MARK_SOLVED) & marks.learnt).sum()) for who in columns}
 learnt, same = int(table.learnt.sum()), int((table.ours == table.paper)[table.learnt].sum())
 finding = f"Of {len(numbers.study)} tasks " + ", ".join(f"{who} solves {n}" for who, n in solved.items()) + (f"; {same} of {learnt} marks are the paper's" if learnt else "")
 absent = [STUDY_TITLES[study] for study in TABLE_STUDIES if study not in by_study(experiment_runs(settings.experiment, settings.tier))]
-notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + (["Small tasks and small models."] if settings.tier in ("smoke", "laptop") else []) + not_run(settings, records)
+notes = ([f"Not at this tier: {', '.join(absent)}."] if absent else []) + ["Pale: learnt by no model at this tier."] + (["Small tasks and small models."] if settings.tier in ("smoke", "laptop") else [f"Smaller than the paper's: {'; '.join(f'{task} ({beside})' for task, beside in smaller.items())}."] if smaller else []) + not_run(settings, records)
 chart = with_face(alt.hconcat(heat, curves).resolve_scale(color="independent"), finding, settings.tier, notes,
                   (f"Of what the longest context in training offers, a model has gained {SOLVED_FROM:.0%} or more: solved; less than {FAILED_BELOW:.0%}: failed; between: a gap.", "Mean over seeds and prompts."))
 paths = publish(settings.stem, numbers, chart, table[["without context", "error", "share", "low", "high"]])

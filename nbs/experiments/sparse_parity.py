@@ -24,12 +24,13 @@ from iclrepro.experiments import check_parameters
 settings = check_parameters("sparse_parity", globals())
 
 # %%
+import altair as alt
 import pandas as pd
 
 from iclrepro.baselines import expected_accuracy, parity_bayes
-from iclrepro.charts import publish, score_chart, score_rows, use_svg, with_face
+from iclrepro.charts import MODEL_COLOURS, publish, score_chart, score_rows, use_svg, with_face
 from iclrepro.claims import AT_BAYES, judge_all, ledger, save_verdicts
-from iclrepro.experiments import collect, costs, experiment_runs, gather, headline, left_out, no_context, published
+from iclrepro.experiments import TIERS, collect, costs, experiment_runs, gather, headline, left_out, no_context, paper_size, published, size_beside_paper, size_of
 from iclrepro.prompts import Draws
 use_svg()
 
@@ -48,6 +49,21 @@ pd.Series(bayes[:8].numpy(), name="Bayes accuracy").rename_axis("examples").to_f
 
 # %%
 assert (bayes[1:] >= bayes[:-1] - 0.02).all() and 0.5 < bayes[0] < 1
+
+# %% [markdown]
+# ## The sizes
+#
+# The models of tier gpu are smaller than those of the paper's figure of accuracy, whose curves are drawn dashed beside them. Theirs is one of the sizes of its figure of convergence.
+
+# %%
+grid = published("park_parity_convergence")[["layers", "width"]].drop_duplicates()
+known = {f"paper, convergence, {i}": (row.layers, row.width) for i, row in enumerate(grid.itertuples(), 1)} | {"paper, accuracy": (paper_size("sparse_parity").n_layers, paper_size("sparse_parity").d_model)}
+sizes = {at: (size_of("sparse_parity", at).n_layers, size_of("sparse_parity", at).d_model) for at in TIERS}
+pd.DataFrame(known | {f"tier {at}": size for at, size in sizes.items()}, ["layers", "width"]).T
+
+# %%
+assert sizes["paper"] == known["paper, accuracy"] and sizes["gpu"] in list(known.values())[:-1]
+assert {run.train.model.d_model for run in runs.values()} == {sizes[settings.tier][1]}
 
 # %% [markdown]
 # ## The runs
@@ -73,17 +89,30 @@ assert excess < 0.05
 
 # %% [markdown]
 # ## The figure
+#
+# Models that have learnt nothing say the same, and a curve would hide the one below it: where two differ by less than that on average, the lower one is broad.
 
 # %%
+HIDDEN = 0.005
 at_end = numbers["value"].sel(shift="none", examples=last)
 reached = [who for who in records if at_end.sel(who=who) >= at_end.sel(who="Bayes") - AT_BAYES]
 finding = f"As accurate as Bayes after {last} examples: {', '.join(reached) or 'none'}"
 theirs = published("park_parity_accuracy").rename(columns={"model": "who", "accuracy": "value"}).assign(line="paper")
 theirs = theirs[theirs.who.isin(list(records)) & (theirs.examples <= last)] if task.dim == 10 else None
 note = {"smoke": "This tier's models are far too small and short to learn parity.", "laptop": f"A far easier task than the paper's (d {task.dim} instead of 10): no evidence that a model cannot learn it."}.get(settings.tier, "Dashed, coloured: Park et al.")
+smaller = [f"Models: {beside}; ours is one of the {len(grid)} sizes of its figure of convergence."] if task.dim == 10 and (beside := size_beside_paper("sparse_parity", settings.tier)) else []
 stop = next(iter(runs.values())).train.stop_below
 stopped = [f"Training ended at a loss of {stop:.3f}, before a model is as good early on as it would become."] if stop else []
-chart = with_face(score_chart(score_rows(numbers, [*records, "Bayes"], ["none"]), last, "accuracy", published=theirs, y_domain=(0.4, 1.02)), finding, settings.tier, [note, *stopped, *left_out(settings, records)])
+rows, mean = score_rows(numbers, [*records, "Bayes"], ["none"]), numbers["value"].sel(shift="none", examples=slice(0, last))
+chart = score_chart(rows, last, "accuracy", published=theirs, y_domain=(0.4, 1.02))
+stuck = [who for who in records if who not in reached]
+under = [who for i, who in enumerate(stuck) if any(abs(mean.sel(who=who) - mean.sel(who=other)).mean() < HIDDEN for other in stuck[i + 1:])]
+if under:
+    place = dict(x=alt.X("examples:Q", title="in-context examples", scale=alt.Scale(nice=False)), y=alt.Y("value:Q", title="accuracy", scale=alt.Scale(domain=[0.4, 1.02], nice=False)))
+    broad = [alt.Chart(rows[(rows.who == who) & (rows.seed == "all")]).mark_line(strokeWidth=4.5, strokeJoin="round", color=MODEL_COLOURS[who]).encode(**place) for who in under]
+    chart = alt.layer(*broad, *chart.layer).properties(width=chart.width, height=chart.height)
+    note += f" Broad, under another: {', '.join(under)}."
+chart = with_face(chart, finding, settings.tier, [note, *smaller, *stopped, *left_out(settings, records)])
 paths = publish(settings.stem, numbers, chart, table)
 chart
 

@@ -46,7 +46,7 @@ class Examination(NamedTuple):
     query: Prompt | None
 
 # %% ../nbs/02_shifts.ipynb #53e1cbb5
-POINTS = Condition("that draws inputs and a function of single points", lambda task: type(task).sample is Task.sample)
+POINTS = Condition("that draws one input a point and a function of single points", lambda task: type(task).sample is Task.sample and task.layout in ("pairs", "chain"))
 REAL = Condition("with real answers, not signs or symbols", lambda task: not task.higher_is_better)
 PAIRS = Condition("whose prompts are pairs of a point and an answer", lambda task: task.layout == "pairs")
 CLEAN = Condition("that spoils no points", lambda task: type(task).ask is Task.ask)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .prompts import Draws, lookup
+from .tasks import Task
 
 # %% ../nbs/06_baselines.ipynb #f075ddb8
 def _checked_query(
@@ -175,7 +176,8 @@ def parity_bayes(
     x: Tensor,                    # (batch, points, dim), signs
     y: Tensor,                    # (batch, points), signs
     query: Tensor | None = None,  # (batch, points, dim), signs; default: x
-    k: int = 2,                   # coordinates that are multiplied
+    k: int | None = None,         # coordinates that are multiplied; default: the task's k, or 2 if it has none
+    task: Task | None = None,
 ) -> Tensor:                      # (batch, points), in [-1, 1]
     """Posterior mean of the product of k unknown coordinates, by enumeration of all C(dim, k) sets; its sign is the Bayes-optimal prediction.
 
@@ -183,6 +185,7 @@ def parity_bayes(
     """
     query = _checked_query(x, y, query)
     points, dim = x.shape[1:]
+    if k is None: k = getattr(task, "k", 2)
     if not 1 <= k <= dim: raise ValueError(f"k is {k}: it must be between 1 and dim, {dim}")
     n_sets = math.comb(dim, k)
     if n_sets > _MOST_SETS: raise ValueError(f"{k} of {dim} coordinates can be chosen in {n_sets} ways: at most {_MOST_SETS} can be enumerated")
@@ -275,15 +278,19 @@ def _optional(name: str) -> ModuleType:
 import warnings
 from collections.abc import Iterator
 
+from .tasks import Task
+
 # %% ../nbs/06a_baselines_linear.ipynb #3f350a62
 def ridge(
     x: Tensor,                    # (batch, points, dim)
     y: Tensor,                    # (batch, points)
     query: Tensor | None = None,  # (batch, points, dim); default: x
-    penalty: float = 1.0,         # on |w|^2; the noise variance over that of a weight makes it Bayes-optimal
+    penalty: float | None = None, # on |w|^2; default: the task's noise variance over that of a weight, which makes it Bayes-optimal, or 1 if it has no noise
+    task: Task | None = None,
 ) -> Tensor:                      # (batch, points)
     "Posterior mean of linear regression with Gaussian weights and noise. Raises `ValueError` for bad input or a penalty that is not positive."
     query = _checked_query(x, y, query)
+    if penalty is None: penalty = task.noise_std**2 / task.scale**2 if hasattr(task, "noise_std") else 1.0
     if not 0 < penalty < torch.inf: raise ValueError(f"penalty is {penalty}: it must be positive and finite; without one, use least_squares")
     points, dim = x.shape[1:]
 
@@ -445,7 +452,7 @@ def gradient_descent_errors(
 
 # %% ../nbs/06a_baselines_linear.ipynb #d3dda837
 BASELINES.update({
-    "ridge": Baseline("Ridge", ridge, ("noisy_linear_regression",), "ours: Bayes-optimal for weights and noise of variance 1"),
+    "ridge": Baseline("Ridge", ridge, ("noisy_linear_regression",), "ours: Bayes-optimal for Gaussian weights and noise"),
     **{f"lasso_{alpha:g}": Baseline(f"Lasso {alpha:g}", lasso, ("sparse_linear_regression",), "released code of both papers", {"alpha": alpha})
        for alpha in (1.0, 0.1, 0.01, 0.001)},
     "lasso_0.0001": Baseline("Lasso 0.0001", lasso, ("sparse_linear_regression",), "released code of both papers", {"alpha": 1e-4}),

@@ -9,7 +9,7 @@ __all__ = ['BASELINES', 'zero', 'averaging', 'nearest_neighbours', 'least_square
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from types import ModuleType
@@ -141,6 +141,19 @@ def _weights(
     return w
 
 # %% ../nbs/06_baselines.ipynb #8dd3a098
+def _triangles(
+    x: Tensor,            # (batch, points, dim)
+    y: Tensor,            # (batch, points)
+    start: float = 0.0,   # the triangle of no examples is this times the identity
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    "k, R (batch, dim, dim) and z (batch, dim) of the first k examples, k = 1, 2, … points - 1, in float64."
+    dim, rows = x.shape[2], torch.cat([x, y[..., None]], -1).double()
+    state = (start * torch.eye(dim, dim + 1, dtype=rows.dtype, device=x.device)).repeat(len(x), 1, 1)
+    for k in range(1, x.shape[1]):
+        state = torch.linalg.qr(torch.cat([state, rows[:, k - 1:k]], 1), mode="r").R[:, :dim]
+        yield k, state[..., :dim], state[..., dim]
+
+
 def least_squares(
     x: Tensor,                     # (batch, points, dim)
     y: Tensor,                     # (batch, points)
@@ -157,13 +170,8 @@ def least_squares(
     eps = torch.finfo(x.dtype).eps
 
     def predict(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        rows = torch.cat([x, y[..., None]], -1).double()
-        state = rows.new_zeros(len(x), dim, dim + 1)
         prediction = torch.zeros_like(y)
-        for k in range(1, points):
-            state = torch.linalg.qr(torch.cat([state, rows[:, k - 1:k]], 1), mode="r").R[:, :dim]
-            w = _weights(state[..., :dim], state[..., dim], k, eps * max(k, dim) if rcond is None else rcond)
-            prediction[:, k] = (w * query[:, k]).sum(-1)
+        for k, R, z in _triangles(x, y): prediction[:, k] = (_weights(R, z, k, eps * max(k, dim) if rcond is None else rcond) * query[:, k]).sum(-1)
         return prediction
 
     return _in_chunks(predict, 8 * (dim + 1)**2 + 2 * points * (dim + 1), x, y, query)
@@ -295,13 +303,8 @@ def ridge(
     points, dim = x.shape[1:]
 
     def predict(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        rows = torch.cat([x, y[..., None]], -1).double()
-        state = (penalty**0.5 * torch.eye(dim, dim + 1, dtype=rows.dtype, device=x.device)).repeat(len(x), 1, 1)
         prediction = torch.zeros_like(y)
-        for k in range(1, points):
-            state = torch.linalg.qr(torch.cat([state, rows[:, k - 1:k]], 1), mode="r").R[:, :dim]
-            w = torch.linalg.solve_triangular(state[..., :dim], state[..., dim:], upper=True)[..., 0]
-            prediction[:, k] = (w * query[:, k]).sum(-1)
+        for k, R, z in _triangles(x, y, penalty**0.5): prediction[:, k] = (torch.linalg.solve_triangular(R, z[..., None], upper=True)[..., 0] * query[:, k]).sum(-1)
         return prediction
 
     return _in_chunks(predict, 8 * (dim + 1)**2 + 2 * points * (dim + 1), x, y, query)

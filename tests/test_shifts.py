@@ -79,7 +79,7 @@ def by_definition(shift):
     def answers(inputs):
         y = np.array([[math.fsum(w[b] * inputs[b, p]) for p in range(POINTS)] for b in range(BATCH)])
         if shift.startswith("noisy"): y += numbers(draws.normal(BATCH, POINTS))
-        if shift == "noisy": y *= math.sqrt(DIM) / statistics.stdev(y.ravel().tolist())
+        if shift == "noisy": y *= 1.5 * math.sqrt(DIM) / statistics.stdev(y.ravel().tolist())
         if name == "y_scale": y *= float(value)
         return y
 
@@ -147,7 +147,7 @@ def test_noise_is_standard_normal_and_independent_of_the_answers():
     assert stats.kstest(noise, "norm").pvalue > 1e-6
 
 
-@pytest.mark.parametrize("task, size", [(REGRESSION, 4), (SparseLinearRegression(4, 30, k=2), 2), (DecisionTree(4, 30), 1), (ReluNetwork(4, 30), 4)])
+@pytest.mark.parametrize("task, size", [(REGRESSION, 1.5**2 * 4), (SparseLinearRegression(4, 30, k=2), 2), (DecisionTree(4, 30), 1), (ReluNetwork(4, 30), 4)])
 @pytest.mark.parametrize("batch", [1, 6, 64])
 def test_released_noise_is_rescaled_to_the_size_of_the_answers(batch, task, size):
     rescaled, raw = (shifted(shift, 5, batch, task=task).context.y.double() for shift in ("noisy", "noisy_unscaled"))
@@ -297,6 +297,15 @@ def test_isotropic_and_linear_are_linear_regression():
     for s in (0.333, 0.5, 2, 3): assert same(shifted(f"isotropic_y_scale_{s}", 15, 6, task=SKEWED), shifted(f"y_scale_{s}", 15, 6, task=plain))
     for task in (ReluNetwork(4, 30), DecisionTree(4, 30), SparseLinearRegression(4, 30), NoisyLinearRegression(4, 30)):
         assert same(shifted("linear", 15, 6, task=task), shifted("none", 15, 6, task=plain))
+
+
+def test_linear_regression_keeps_the_scale_of_the_task():
+    scaled, skewed, noisy = (cls(4, 30, scale=2.5) for cls in (LinearRegression, SkewedLinearRegression, NoisyLinearRegression))
+    assert same(shifted("isotropic", 15, 6, task=skewed), shifted("none", 15, 6, task=scaled))
+    assert same(shifted("isotropic_noisy", 15, 6, task=skewed), shifted("noisy", 15, 6, task=scaled))
+    assert same(shifted("linear", 15, 6, task=noisy), shifted("none", 15, 6, task=scaled))
+    for task, shift in ((scaled, "noisy"), (skewed, "noisy"), (skewed, "isotropic_noisy")):
+        assert shifted(shift, 15, 6, task=task).context.y.std().item() == pytest.approx(2.5 * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("task", [SparseLinearRegression(4, 30), ReluNetwork(4, 30), DecisionTree(4, 30)], ids=lambda task: task.name)

@@ -290,6 +290,17 @@ def test_a_shift_of_the_inputs_starts_from_isotropic_ones():
     assert torch.equal(shifted("overlapping", 14, 6, task=SKEWED).context.x, SKEWED.inputs(Draws(14, 0, "evaluation"), 6, 30))
 
 
+def test_a_shift_of_inputs_keeps_the_function_of_those_that_draw_standard_normal_ones():
+    "Skewed inputs are drawn with a rotation, which such a shift leaves out: the function comes from other draws. Stored results have it so."
+    def weights(shift, task): return torch.linalg.lstsq(*(part.double() for part in (lambda p: (p.x, p.y.unsqueeze(-1)))(shifted(shift, 14, 6, task=task).context))).solution
+
+    plain = weights("none", LinearRegression(4, 30))
+    for shift in ("skewed", "x_scale_2", "orthants"):
+        torch.testing.assert_close(weights(shift, LinearRegression(4, 30)), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(weights(shift, SKEWED), plain, rtol=1e-5, atol=1e-5)
+    assert (weights("none", SKEWED) - plain).abs().amax((1, 2)).min() > 0.1
+
+
 def test_isotropic_and_linear_are_linear_regression():
     plain = LinearRegression(4, 30)
     assert same(shifted("isotropic", 15, 6, task=SKEWED), shifted("none", 15, 6, task=plain))

@@ -485,7 +485,7 @@ def clean_least_squares(
     return least_squares(clean.x, clean.y, query)
 
 # %% ../nbs/06b_baselines_outliers.ipynb #0d99ca04
-_ROBUST_STEPS = 15   # the last scale is 4^-14 of the first
+_ROBUST_STEPS = 15    # the last scale in effect is 4^-13 of the first: what the last step trusts is not used
 _ROBUST_RIDGE = 1e-6  # of the mean eigenvalue: above what float32 rounding adds to a plane
 
 

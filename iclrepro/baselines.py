@@ -9,7 +9,7 @@ __all__ = ['BASELINES', 'zero', 'averaging', 'nearest_neighbours', 'least_square
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from types import ModuleType
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .prompts import Draws, lookup
+from .tasks import Task
 
 # %% ../nbs/06_baselines.ipynb #f075ddb8
 def _checked_query(
@@ -140,6 +141,19 @@ def _weights(
     return w
 
 # %% ../nbs/06_baselines.ipynb #8dd3a098
+def _triangles(
+    x: Tensor,            # (batch, points, dim)
+    y: Tensor,            # (batch, points)
+    start: float = 0.0,   # the triangle of no examples is this times the identity
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    "k, R (batch, dim, dim) and z (batch, dim) of the first k examples, k = 1, 2, … points - 1, in float64."
+    dim, rows = x.shape[2], torch.cat([x, y[..., None]], -1).double()
+    state = (start * torch.eye(dim, dim + 1, dtype=rows.dtype, device=x.device)).repeat(len(x), 1, 1)
+    for k in range(1, x.shape[1]):
+        state = torch.linalg.qr(torch.cat([state, rows[:, k - 1:k]], 1), mode="r").R[:, :dim]
+        yield k, state[..., :dim], state[..., dim]
+
+
 def least_squares(
     x: Tensor,                     # (batch, points, dim)
     y: Tensor,                     # (batch, points)
@@ -156,13 +170,8 @@ def least_squares(
     eps = torch.finfo(x.dtype).eps
 
     def predict(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        rows = torch.cat([x, y[..., None]], -1).double()
-        state = rows.new_zeros(len(x), dim, dim + 1)
         prediction = torch.zeros_like(y)
-        for k in range(1, points):
-            state = torch.linalg.qr(torch.cat([state, rows[:, k - 1:k]], 1), mode="r").R[:, :dim]
-            w = _weights(state[..., :dim], state[..., dim], k, eps * max(k, dim) if rcond is None else rcond)
-            prediction[:, k] = (w * query[:, k]).sum(-1)
+        for k, R, z in _triangles(x, y): prediction[:, k] = (_weights(R, z, k, eps * max(k, dim) if rcond is None else rcond) * query[:, k]).sum(-1)
         return prediction
 
     return _in_chunks(predict, 8 * (dim + 1)**2 + 2 * points * (dim + 1), x, y, query)
@@ -175,7 +184,8 @@ def parity_bayes(
     x: Tensor,                    # (batch, points, dim), signs
     y: Tensor,                    # (batch, points), signs
     query: Tensor | None = None,  # (batch, points, dim), signs; default: x
-    k: int = 2,                   # coordinates that are multiplied
+    k: int | None = None,         # coordinates that are multiplied; default: the task's k, or 2 if it has none
+    task: Task | None = None,
 ) -> Tensor:                      # (batch, points), in [-1, 1]
     """Posterior mean of the product of k unknown coordinates, by enumeration of all C(dim, k) sets; its sign is the Bayes-optimal prediction.
 
@@ -183,6 +193,7 @@ def parity_bayes(
     """
     query = _checked_query(x, y, query)
     points, dim = x.shape[1:]
+    if k is None: k = getattr(task, "k", 2)
     if not 1 <= k <= dim: raise ValueError(f"k is {k}: it must be between 1 and dim, {dim}")
     n_sets = math.comb(dim, k)
     if n_sets > _MOST_SETS: raise ValueError(f"{k} of {dim} coordinates can be chosen in {n_sets} ways: at most {_MOST_SETS} can be enumerated")
@@ -275,26 +286,25 @@ def _optional(name: str) -> ModuleType:
 import warnings
 from collections.abc import Iterator
 
+from .tasks import Task
+
 # %% ../nbs/06a_baselines_linear.ipynb #3f350a62
 def ridge(
     x: Tensor,                    # (batch, points, dim)
     y: Tensor,                    # (batch, points)
     query: Tensor | None = None,  # (batch, points, dim); default: x
-    penalty: float = 1.0,         # on |w|^2; the noise variance over that of a weight makes it Bayes-optimal
+    penalty: float | None = None, # on |w|^2; default: the task's noise variance over that of a weight, which makes it Bayes-optimal, or 1 if it has no noise
+    task: Task | None = None,
 ) -> Tensor:                      # (batch, points)
     "Posterior mean of linear regression with Gaussian weights and noise. Raises `ValueError` for bad input or a penalty that is not positive."
     query = _checked_query(x, y, query)
+    if penalty is None: penalty = task.noise_std**2 / task.scale**2 if hasattr(task, "noise_std") else 1.0
     if not 0 < penalty < torch.inf: raise ValueError(f"penalty is {penalty}: it must be positive and finite; without one, use least_squares")
     points, dim = x.shape[1:]
 
     def predict(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
-        rows = torch.cat([x, y[..., None]], -1).double()
-        state = (penalty**0.5 * torch.eye(dim, dim + 1, dtype=rows.dtype, device=x.device)).repeat(len(x), 1, 1)
         prediction = torch.zeros_like(y)
-        for k in range(1, points):
-            state = torch.linalg.qr(torch.cat([state, rows[:, k - 1:k]], 1), mode="r").R[:, :dim]
-            w = torch.linalg.solve_triangular(state[..., :dim], state[..., dim:], upper=True)[..., 0]
-            prediction[:, k] = (w * query[:, k]).sum(-1)
+        for k, R, z in _triangles(x, y, penalty**0.5): prediction[:, k] = (torch.linalg.solve_triangular(R, z[..., None], upper=True)[..., 0] * query[:, k]).sum(-1)
         return prediction
 
     return _in_chunks(predict, 8 * (dim + 1)**2 + 2 * points * (dim + 1), x, y, query)
@@ -445,7 +455,7 @@ def gradient_descent_errors(
 
 # %% ../nbs/06a_baselines_linear.ipynb #d3dda837
 BASELINES.update({
-    "ridge": Baseline("Ridge", ridge, ("noisy_linear_regression",), "ours: Bayes-optimal for weights and noise of variance 1"),
+    "ridge": Baseline("Ridge", ridge, ("noisy_linear_regression",), "ours: Bayes-optimal for Gaussian weights and noise"),
     **{f"lasso_{alpha:g}": Baseline(f"Lasso {alpha:g}", lasso, ("sparse_linear_regression",), "released code of both papers", {"alpha": alpha})
        for alpha in (1.0, 0.1, 0.01, 0.001)},
     "lasso_0.0001": Baseline("Lasso 0.0001", lasso, ("sparse_linear_regression",), "released code of both papers", {"alpha": 1e-4}),
@@ -475,7 +485,7 @@ def clean_least_squares(
     return least_squares(clean.x, clean.y, query)
 
 # %% ../nbs/06b_baselines_outliers.ipynb #0d99ca04
-_ROBUST_STEPS = 15   # the last scale is 4^-14 of the first
+_ROBUST_STEPS = 15    # the last scale in effect is 4^-13 of the first: what the last step trusts is not used
 _ROBUST_RIDGE = 1e-6  # of the mean eigenvalue: above what float32 rounding adds to a plane
 
 

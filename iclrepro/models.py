@@ -34,6 +34,7 @@ def parse_pattern(pattern: str) -> tuple[str, ...]:
 
 # %% ../nbs/05_models.ipynb #f338a320
 POSITIONS = ("none", "learned", "sinusoidal")
+EMBEDDED = ("symbols", "mappings")  # layouts whose tokens are integers
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ModelConfig:
     """Everything that defines a model but its seed. A block finds its hyperparameters here by name."""
     pattern: str               # blocks in order, see `parse_pattern`
     d_in: int                  # width of a token: the task's dim; for symbols, how many there are
-    d_out: int = 1             # width of a prediction
+    d_out: int = 1             # width of a prediction; for symbols, d_in: a logit for each
     d_model: int = 256         # width of the residual stream
     n_heads: int = 8           # attention heads
     d_state: int = 16          # states a channel of Mamba and S4D
@@ -72,6 +73,8 @@ class ModelConfig:
         if self.positions == "sinusoidal" and self.d_model % 2: raise ValueError(f"d_model is {self.d_model}: sinusoidal positions need an even width")
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}: it must be in [0, 1)")
         if not self.position_std >= 0: raise ValueError(f"position_std is {self.position_std}: it must be 0 or more")
+        if self.layout in EMBEDDED and self.d_out != self.d_in:
+            raise ValueError(f"d_out is {self.d_out} but d_in {self.d_in}: outputs of the layout {self.layout!r} are products with the embedding, a logit for each of the d_in symbols")
         if self.layout == "chain" and self.d_out < 2: raise ValueError(f"d_out is {self.d_out}: a chain predicts a step of 1 or more numbers and an answer")
 
 # %% ../nbs/05_models.ipynb #94729792
@@ -113,7 +116,6 @@ class Tied(nn.Module):
         return F.linear(h, self.embedding[0].weight)
 
 
-EMBEDDED = ("symbols", "mappings")  # layouts whose tokens are integers
 READ_AT = {"pairs": at_inputs, "mappings": at_arrows}  # where a layout reads its outputs; by default at every token
 
 
@@ -186,12 +188,14 @@ class SequenceModel(nn.Module):
         return self.read_out(self.norm(READ_AT[config.layout](h) if config.layout in READ_AT else h))
 
     def check(self, tokens: Tensor) -> None:
-        "Raise `ValueError` for tokens that this model cannot read."
+        "Raise `ValueError` for tokens that this model cannot read. Whether symbols are among the d_in that there are is not looked at: on a GPU that would wait."
         config, length = self.config, tokens.shape[1]
         expected = max(config.d_in, config.d_out - 1) if config.layout == "chain" else config.d_in
         if (tokens.ndim == 2) != (config.layout in EMBEDDED):
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}: the layout {config.layout!r} needs "
                              + ("(batch, length) of symbols" if config.layout in EMBEDDED else "(batch, length, width)"))
+        if tokens.ndim == 2 and tokens.is_floating_point():
+            raise ValueError(f"tokens are {tokens.dtype}: the layout {config.layout!r} needs integers, from 0 to {config.d_in - 1}")
         if tokens.ndim == 3 and tokens.shape[2] != expected:
             raise ValueError(f"tokens are {tokens.shape[2]} wide but the model reads {expected}: the task's dim and the model's d_in must agree")
         if self.positions is not None and length > len(self.positions):
@@ -225,9 +229,9 @@ def predict(
     return layout.predictions(model(layout.tokens(prompt), draws), prompt)
 
 # %% ../nbs/05a_architectures.ipynb #c1e9c17e
-from dataclasses import replace
 from typing import Any
 
+from .prompts import LAYOUTS
 from .tasks import Task
 
 # %% ../nbs/05a_architectures.ipynb #707b5f3c
@@ -264,15 +268,19 @@ def architecture(
     n_layers: int = 12,   # Transformer layers, two blocks each
     d_model: int = 256,
     n_heads: int = 8,
-    n_points: int = 101,  # points that a learned positional table can serve: two rows each, three in a chain of thought, one of vectors and symbols
+    n_points: int = 101,  # points that a learned positional table can serve: two rows each, three in a chain of thought; of other layouts, give n_positions
     **options: Any,       # further fields of ModelConfig
 ) -> ModelConfig:
-    "The configuration of a named architecture (Park section 2 and figure 6; Grazzi appendix A.1.2; released code). Raises `ValueError` for an unknown name or option."
+    """The configuration of a named architecture (Park section 2 and figure 6; Grazzi appendix A.1.2; released code). Raises `ValueError` for an unknown name or option, and for a learned
+    positional table of a layout whose tokens only the task can count: there `n_positions` is needed, as `model_for` gives it."""
     form = lookup(ARCHITECTURES, name, "model") | options
     for option in options: lookup(ModelConfig.__dataclass_fields__, option, "option of a model")
     pattern = form.pop("pattern").replace("{2n}", str(2 * n_layers)).replace("{n}", str(n_layers))
-    if form.get("positions") == "learned":
-        form.setdefault("n_positions", {"pairs": 2, "chain": 3}.get(form.get("layout", "pairs"), 1) * n_points)
+    if form.get("positions") == "learned" and "n_positions" not in form:
+        layout, rows = form.get("layout", "pairs"), {"pairs": 2, "chain": 3}
+        lookup(LAYOUTS, layout, "layout")
+        if layout not in rows: raise ValueError(f"learned positions of the layout {layout!r} need n_positions: only its task knows how many tokens a prompt has; give it, or use model_for")
+        form["n_positions"] = rows[layout] * n_points
     return ModelConfig(**{"pattern": pattern, "d_in": d_in, "d_model": d_model, "n_heads": n_heads, "depth": 2 * n_layers} | form)
 
 # %% ../nbs/05a_architectures.ipynb #c462ec0a
@@ -295,9 +303,11 @@ def model_for(
     n_points: int | None = None,  # points that a learned positional table can serve; default: the task's own
     **options: Any,               # further arguments of `architecture`, such as d_model, and fields of ModelConfig
 ) -> ModelConfig:
-    "A named architecture that reads and answers a task's prompts. Raises `ValueError` for an unknown name, size or option."
+    "A named architecture that reads and answers a task's prompts. Raises `ValueError` for an unknown name, size or option, or fewer than one point."
+    n_points = task.n_points if n_points is None else n_points
+    if n_points < 1: raise ValueError(f"n_points is {n_points}: it must be at least 1")
     fits = dict(layout=task.layout, d_out=task.d_out) | lookup(SIZES, size, "size") | options
-    config = architecture(name, task.d_in, n_points=n_points or task.n_points, **fits)
-    if config.positions != "learned" or "n_positions" in options: return config
-    # One row more than there are tokens: the released code also feeds the answer to the last question.
-    return replace(config, n_positions=task.n_tokens(n_points or task.n_points) + (task.layout in ("pairs", "chain")))
+    if (lookup(ARCHITECTURES, name, "model") | options).get("positions") == "learned":
+        # Of pairs and chains one row more than there are tokens: the released code also feeds the answer to the last question.
+        fits.setdefault("n_positions", task.n_tokens(n_points) + (task.layout in ("pairs", "chain")))
+    return architecture(name, task.d_in, **fits)

@@ -228,8 +228,14 @@ PAPER_CURRICULA = {
 
 
 def paper_curriculum(task: Task) -> Curriculum:
-    "The curriculum of the papers for the task's name (released configurations); the task's full size from the start if it has none."
-    return PAPER_CURRICULA.get(task.name, Curriculum.constant(task))
+    """The curriculum of the papers for the task's name (released configurations); the task's full size from the start if it has none.
+
+    Raises `ValueError` for a task of another size than the papers'.
+    """
+    curriculum = PAPER_CURRICULA.get(task.name, Curriculum.constant(task))
+    if (ends := (curriculum.dims.end, curriculum.points.end)) != (task.dim, task.n_points):
+        raise ValueError(f"the papers' curriculum ends at {ends[0]} dimensions and {ends[1]} points, but {task.name} has {task.dim} and {task.n_points}: write a Curriculum of its own, or use Curriculum.constant")
+    return curriculum
 
 # %% ../nbs/01_tasks.ipynb #8a5b39cb
 def task_to_dict(task: Task) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from sklearn.neighbors import KNeighborsRegressor
 
 from iclrepro import baselines as bl
+from iclrepro.evaluation import Exam, as_baseline_examinee, take
 from iclrepro.prompts import Draws
 from iclrepro.tasks import LinearRegression, SparseParity
 
@@ -174,6 +175,15 @@ def test_parity_bayes_is_exact_enumeration(dim, k):
                 posterior = Fraction(sum(sign_product(q[t], chosen) for chosen in survivors), len(survivors))
                 assert prediction[b, t].item() == pytest.approx(float(posterior), abs=1e-6)
                 survivors = [chosen for chosen in survivors if sign_product(x[t], chosen) == y[t]]
+
+
+def test_parity_bayes_takes_k_from_the_task():
+    task = SparseParity(dim=6, n_points=12, k=3)
+    prompt = task.sample(Draws(3), 4)
+    assert torch.equal(bl.parity_bayes(prompt.x, prompt.y, task=task), bl.parity_bayes(prompt.x, prompt.y, k=3))
+    with pytest.raises(ValueError, match="no set of 2 coordinates"): bl.parity_bayes(prompt.x, prompt.y, k=2, task=task)  # what is said counts
+    scores = take(Exam(n_points=30, n_prompts=64), task, as_baseline_examinee(bl.baseline("parity_bayes"), task))
+    assert (scores[:, 25:] == 1).all() and scores[:, 0].mean() < 0.9
 
 
 def test_parity_bayes_reaches_the_known_accuracies():

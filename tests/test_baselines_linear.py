@@ -8,6 +8,10 @@ from sklearn.linear_model import Lasso, Ridge
 from test_baselines import BATCH, DIM, contexts, gaussian
 
 from iclrepro import baselines as bl
+from iclrepro.evaluation import Exam, as_baseline_examinee, take
+from iclrepro.prompts import Draws
+from iclrepro.shifts import sample_shifted
+from iclrepro.tasks import LinearRegression, NoisyLinearRegression
 
 
 def answers(x, noise=0.3):
@@ -44,6 +48,30 @@ def test_ridge_asks_x_itself_by_default_and_keeps_float32():
     y = answers(x.double()).float()
     assert torch.equal(bl.ridge(x, y), bl.ridge(x, y, x)) and bl.ridge(x, y).dtype == torch.float32
     torch.testing.assert_close(bl.ridge(x, y).double(), bl.ridge(x.double(), y.double()), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise_std, scale", [(3.0, 1.0), (1.0, 2.0), (3.0, 0.5)])
+def test_ridge_takes_the_noise_from_the_task(noise_std, scale):
+    "Against the mean of an answer given the examples, all of them being jointly Gaussian."
+    task = NoisyLinearRegression(4, 9, noise_std=noise_std, scale=scale)
+    context, _ = sample_shifted(task, "none", Draws(0, 0, "evaluation"), 8)
+    expected = np.zeros((8, 9))
+    for b, k in prefixes(context.x):
+        X, Y, q = (part.double().numpy() for part in (context.x[b, :k], context.y[b, :k], context.x[b, k]))
+        expected[b, k] = scale**2 * q @ X.T @ np.linalg.solve(scale**2 * X @ X.T + noise_std**2 * np.eye(k), Y)
+    examinee = as_baseline_examinee(bl.baseline("ridge"), task)
+    np.testing.assert_allclose(examinee(context, None, list(range(9))), expected, rtol=1e-5, atol=1e-5)
+    scores = take(Exam(n_points=9, n_prompts=8, batch_size=8), task, examinee)
+    np.testing.assert_allclose(scores, (expected - context.y.numpy())**2 / 4, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_task_that_has_noise_the_penalty_of_ridge_is_1_and_what_is_said_counts():
+    x = contexts()["isotropic"]
+    y, noisy = answers(x), NoisyLinearRegression(DIM, noise_std=3.0)
+    for options in ({}, {"task": None}, {"task": LinearRegression(DIM, scale=2.0)}, {"task": noisy, "penalty": 1.0}):
+        assert torch.equal(bl.ridge(x, y, **options), bl.ridge(x, y, penalty=1.0))
+    assert torch.equal(bl.ridge(x, y, task=noisy), bl.ridge(x, y, penalty=9.0))
+    with pytest.raises(ValueError, match="penalty is 0.0"): bl.ridge(x, y, task=NoisyLinearRegression(DIM, noise_std=0.0))
 
 
 def test_the_noise_variance_is_the_best_penalty():

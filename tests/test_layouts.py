@@ -8,9 +8,9 @@ from torch import nn
 
 from iclrepro.blocks import NORMS, Block, dropout, register_block
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, asked_after, cut, summarise, take, think
-from iclrepro.models import ModelConfig, SequenceModel, build_model, predict, sinusoidal
+from iclrepro.models import SIZES, ModelConfig, SequenceModel, architecture, build_model, model_for, predict, sinusoidal
 from iclrepro.prompts import LAYOUTS, Draws, Prompt, chain
-from iclrepro.tasks import LinearRegression, Task
+from iclrepro.tasks import LinearRegression, Task, VectorMQAR
 
 
 def ones(*shape): return torch.ones(*shape, dtype=torch.bool)
@@ -97,6 +97,15 @@ REFUSED = {
     "symbols for a model of vectors": (lambda: model_of("pairs", 3, 1)(Draws(0).integers(3, 2, 5)), r"tokens have shape \(2, 5\): the layout 'pairs' needs \(batch, length, width\)"),
     "vectors for a model of symbols": (lambda: model_of("symbols", 3, 3)(torch.zeros(2, 5, 3).double()), r"'symbols' needs \(batch, length\) of symbols"),
     "a chain of another width": (lambda: model_of("chain", 2, 6)(torch.zeros(2, 5, 4).double()), "tokens are 4 wide but the model reads 5"),
+    "numbers for a model of symbols": (lambda: model_of("symbols", 3, 3)(torch.zeros(2, 5)), "tokens are torch.float32: the layout 'symbols' needs integers"),
+    "numbers for a model of mappings": (lambda: model_of("mappings", 3, 3)(torch.zeros(2, 8).double()), "tokens are torch.float64: the layout 'mappings' needs integers"),
+    "fewer logits than symbols": (lambda: ModelConfig("mamba", 5, 4, layout="symbols"), "d_out is 4 but d_in 5: .*'symbols' .*a logit for each"),
+    "one output for mappings": (lambda: ModelConfig("mamba", 5, layout="mappings"), "d_out is 1 but d_in 5: .*'mappings'"),
+    "a table for vectors": (lambda: architecture("transformer", 5, layout="vectors", d_out=5), "'vectors'.*need n_positions.*model_for"),
+    "a table for symbols": (lambda: architecture("mamba", 5, layout="symbols", d_out=5, positions="learned", n_points=9), "'symbols'.*need n_positions.*model_for"),
+    "a table for an unknown layout": (lambda: architecture("transformer", 5, layout="vector"), "unknown layout 'vector'"),
+    "a table for no points": (lambda: model_for(VectorMQAR(4, 6), "transformer", n_points=0), "n_points is 0: it must be at least 1"),
+    "no points": (lambda: model_for(VectorMQAR(4, 6), "mamba", n_points=0), "n_points is 0: it must be at least 1"),
     "a chain without a step": (lambda: ModelConfig("mamba", 2, 1, layout="chain"), "d_out is 1: a chain predicts a step"),
     "unknown layout": (lambda: ModelConfig("mamba", 2, layout="pair"), "unknown layout 'pair': choose one of pairs, chain, vectors, symbols.*mean 'pairs'"),
     "unknown norm": (lambda: ModelConfig("mamba", 2, norm="rmsnorm"), "unknown norm 'rmsnorm': choose one of layer, rms"),
@@ -113,6 +122,16 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(name):
     call, message = REFUSED[name]
     with pytest.raises(ValueError, match=message): call()
+
+
+def test_only_the_task_knows_how_many_tokens_a_table_serves():
+    "A prompt of 6 pairs and 2 queries is 14 vectors; whoever names that number may have it without the task."
+    task = VectorMQAR(4, 6, n_queries=2)
+    config = model_for(task, "transformer", "tiny")
+    assert config.n_positions == task.n_tokens(6) == 14 and model_for(task, "transformer", "tiny", n_points=3).n_positions == 8
+    assert architecture("transformer", 4, layout="vectors", d_out=4, n_positions=14, **SIZES["tiny"]) == config == model_for(task, "transformer", "tiny", n_positions=14)
+    assert architecture("mamba", 4, layout="vectors", d_out=4).n_positions == 0
+    assert architecture("transformer", 4, layout="chain", d_out=3, n_points=5).n_positions == 15
 
 
 def test_norms_are_their_definitions():

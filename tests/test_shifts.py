@@ -12,7 +12,7 @@ from test_prompts_tasks import assert_near, assert_uniform, same
 
 from iclrepro.prompts import STREAMS, Draws, Prompt
 from iclrepro.shifts import SHIFTS, Shift, check_fit, fitting_shifts, sample_shifted
-from iclrepro.tasks import (DecisionTree, LinearRegression, NoisyLinearRegression, ReluNetwork, SkewedLinearRegression, SparseLinearRegression,
+from iclrepro.tasks import (TASKS, DecisionTree, LinearRegression, NoisyLinearRegression, ReluNetwork, SkewedLinearRegression, SparseLinearRegression,
                             SparseParity, Task, make_task, random_rotations)
 
 REGRESSION = LinearRegression(4, 30, scale=1.5)
@@ -79,7 +79,7 @@ def by_definition(shift):
     def answers(inputs):
         y = np.array([[math.fsum(w[b] * inputs[b, p]) for p in range(POINTS)] for b in range(BATCH)])
         if shift.startswith("noisy"): y += numbers(draws.normal(BATCH, POINTS))
-        if shift == "noisy": y *= math.sqrt(DIM) / statistics.stdev(y.ravel().tolist())
+        if shift == "noisy": y *= 1.5 * math.sqrt(DIM) / statistics.stdev(y.ravel().tolist())
         if name == "y_scale": y *= float(value)
         return y
 
@@ -147,7 +147,7 @@ def test_noise_is_standard_normal_and_independent_of_the_answers():
     assert stats.kstest(noise, "norm").pvalue > 1e-6
 
 
-@pytest.mark.parametrize("task, size", [(REGRESSION, 4), (SparseLinearRegression(4, 30, k=2), 2), (DecisionTree(4, 30), 1), (ReluNetwork(4, 30), 4)])
+@pytest.mark.parametrize("task, size", [(REGRESSION, 1.5**2 * 4), (SparseLinearRegression(4, 30, k=2), 2), (DecisionTree(4, 30), 1), (ReluNetwork(4, 30), 4)])
 @pytest.mark.parametrize("batch", [1, 6, 64])
 def test_released_noise_is_rescaled_to_the_size_of_the_answers(batch, task, size):
     rescaled, raw = (shifted(shift, 5, batch, task=task).context.y.double() for shift in ("noisy", "noisy_unscaled"))
@@ -290,6 +290,17 @@ def test_a_shift_of_the_inputs_starts_from_isotropic_ones():
     assert torch.equal(shifted("overlapping", 14, 6, task=SKEWED).context.x, SKEWED.inputs(Draws(14, 0, "evaluation"), 6, 30))
 
 
+def test_a_shift_of_inputs_keeps_the_function_of_those_that_draw_standard_normal_ones():
+    "Skewed inputs are drawn with a rotation, which such a shift leaves out: the function comes from other draws. Stored results have it so."
+    def weights(shift, task): return torch.linalg.lstsq(*(part.double() for part in (lambda p: (p.x, p.y.unsqueeze(-1)))(shifted(shift, 14, 6, task=task).context))).solution
+
+    plain = weights("none", LinearRegression(4, 30))
+    for shift in ("skewed", "x_scale_2", "orthants"):
+        torch.testing.assert_close(weights(shift, LinearRegression(4, 30)), plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(weights(shift, SKEWED), plain, rtol=1e-5, atol=1e-5)
+    assert (weights("none", SKEWED) - plain).abs().amax((1, 2)).min() > 0.1
+
+
 def test_isotropic_and_linear_are_linear_regression():
     plain = LinearRegression(4, 30)
     assert same(shifted("isotropic", 15, 6, task=SKEWED), shifted("none", 15, 6, task=plain))
@@ -297,6 +308,15 @@ def test_isotropic_and_linear_are_linear_regression():
     for s in (0.333, 0.5, 2, 3): assert same(shifted(f"isotropic_y_scale_{s}", 15, 6, task=SKEWED), shifted(f"y_scale_{s}", 15, 6, task=plain))
     for task in (ReluNetwork(4, 30), DecisionTree(4, 30), SparseLinearRegression(4, 30), NoisyLinearRegression(4, 30)):
         assert same(shifted("linear", 15, 6, task=task), shifted("none", 15, 6, task=plain))
+
+
+def test_linear_regression_keeps_the_scale_of_the_task():
+    scaled, skewed, noisy = (cls(4, 30, scale=2.5) for cls in (LinearRegression, SkewedLinearRegression, NoisyLinearRegression))
+    assert same(shifted("isotropic", 15, 6, task=skewed), shifted("none", 15, 6, task=scaled))
+    assert same(shifted("isotropic_noisy", 15, 6, task=skewed), shifted("noisy", 15, 6, task=scaled))
+    assert same(shifted("linear", 15, 6, task=noisy), shifted("none", 15, 6, task=scaled))
+    for task, shift in ((scaled, "noisy"), (skewed, "noisy"), (skewed, "isotropic_noisy")):
+        assert shifted(shift, 15, 6, task=task).context.y.std().item() == pytest.approx(2.5 * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("task", [SparseLinearRegression(4, 30), ReluNetwork(4, 30), DecisionTree(4, 30)], ids=lambda task: task.name)
@@ -386,15 +406,28 @@ ANSWERS = ["y_scale_0.333", "y_scale_0.5", "y_scale_2", "y_scale_3"]
 NOISE = ["noisy", "noisy_unscaled"]
 QUERIES = ["orthants", "orthogonal", "overlapping"]
 ISOTROPIC = ["isotropic", "isotropic_noisy", *(f"isotropic_{shift}" for shift in ANSWERS)]
+OUTLIERS = ["clean", "outliers_fixed", "outliers_fixed_as_released", "outliers_random"]
+RECALL = [*(f"query_noise_{s}" for s in (0.1, 0.4, 0.7, 1, 2, 3, 5)), *(f"query_position_{i}" for i in (0, 8, 16, 24, 32, 40, 48, 56, 63))]
+MAPPINGS = [f"{family}_{tasks}_tasks_{words}_words" for family in ("forms", "facts") for tasks in ("trained", "held_out") for words in ("trained", "held_out")]
+REGISTERED = {
+    "linear_regression": {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES},
+    "noisy_linear_regression": {"none", *INPUTS, *ANSWERS, *QUERIES, "linear"},
+    "skewed_linear_regression": {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, *ISOTROPIC},
+    "sparse_linear_regression": {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, "linear"},
+    "relu_network": {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, "linear"},
+    "decision_tree": {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, "linear"},
+    "sparse_parity": {"none"},
+    "orthogonal_outliers": {"none", *INPUTS, *ANSWERS, *NOISE, *OUTLIERS},
+    "many_outliers": {"none", *INPUTS, *ANSWERS, *NOISE, *OUTLIERS},
+    "chain_of_thought": {"none", *INPUTS},
+    "vector_mqar": {"none", *RECALL},
+    "associative_recall": {"none"},
+    "formal_languages": {"none", "new_languages"},
+    "few_shot_mappings": {"none", *MAPPINGS},
+}
 FITS = {
-    LinearRegression(): {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES},
-    NoisyLinearRegression(): {"none", *INPUTS, *ANSWERS, *QUERIES, "linear"},
-    SkewedLinearRegression(): {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, *ISOTROPIC},
-    SparseLinearRegression(): {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, "linear"},
-    ReluNetwork(): {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, "linear"},
-    DecisionTree(): {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, "linear"},
-    SparseParity(): {"none"},
-    Spoilt(): {"none", *INPUTS, *ANSWERS, *NOISE, "clean", "outliers_fixed", "outliers_fixed_as_released", "outliers_random"},
+    **{make_task(name): shifts for name, shifts in REGISTERED.items()},
+    Spoilt(): {"none", *INPUTS, *ANSWERS, *NOISE, *OUTLIERS},
     Chain(): {"none", *INPUTS},
     LinearRegression(1): {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES} - {"half_subspace", "half_subspace_coordinates"},
 }
@@ -402,14 +435,21 @@ FITS = {
 
 @pytest.mark.parametrize("task", FITS, ids=lambda task: f"{type(task).__name__}-{task.dim}")
 def test_which_shift_fits_which_task(task):
+    "A prompt under a shift is as long as one without it."
     assert set(fitting_shifts(task)) == FITS[task]
     for shift in SHIFTS:
         if shift in FITS[task]:
             check_fit(task, shift, 1)
-            assert sample_shifted(task, shift, Draws(0), 2, 1).context.x.isfinite().all()
+            n_points = task.n_points if task.layout == "vectors" else 1  # a place in the list asked for has to exist
+            context = sample_shifted(task, shift, Draws(0), 2, n_points).context
+            assert context.x.isfinite().all() and context.x.shape == task.sample(Draws(0), 2, n_points).x.shape
         else:
             for refuse in (lambda: check_fit(task, shift, 1), lambda: sample_shifted(task, shift, Draws(0), 2, 1)):
                 with pytest.raises(ValueError, match=f"shift '{shift}' does not fit .*it needs a task "): refuse()
+
+
+def test_every_task_says_which_shifts_fit():
+    assert REGISTERED.keys() == TASKS.keys()
 
 
 def test_a_new_shift_is_one_definition(monkeypatch):
@@ -428,8 +468,7 @@ def test_question_and_context_share_what_a_shift_does_to_answers(monkeypatch):
 
 def test_every_shift_of_the_papers_has_a_name_and_a_title():
     named = {"none", *INPUTS, *ANSWERS, *NOISE, *QUERIES, *ISOTROPIC, "linear", "clean", "outliers_random", "outliers_fixed", "outliers_fixed_as_released", "new_languages",
-             *(f"query_noise_{s}" for s in (0.1, 0.4, 0.7, 1, 2, 3, 5)),
-             *(f"{family}_{tasks}_tasks_{words}_words" for family in ("forms", "facts") for tasks in ("trained", "held_out") for words in ("trained", "held_out"))}
+             *(shift for shift in RECALL if "noise" in shift), *MAPPINGS}
     assert named == {shift for shift in SHIFTS if not shift.startswith("query_position")}
     titles = [shift.title for shift in SHIFTS.values()]
     assert len(set(titles)) == len(titles)
@@ -447,7 +486,8 @@ BAD = {
     "no such pair": (lambda: check_fit(Recall(3, 20), "query_position_24"), "query_position is 24"),
     "outliers in the question": (lambda: check_fit(Spoilt(), "orthants"), "spoils no points"),
     "a chain asked elsewhere": (lambda: check_fit(Chain(), "overlapping"), "pairs of a point and an answer"),
-    "its own sampler": (lambda: check_fit(Recall(3, 20), "skewed"), "inputs and a function of single points"),
+    "its own sampler": (lambda: check_fit(Recall(3, 20), "skewed"), "one input a point and a function of single points"),
+    "two inputs a point": (lambda: check_fit(make_task("vector_mqar"), "x_scale_2"), "one input a point and a function of single points"),
     "half of a line": (lambda: check_fit(LinearRegression(1), "half_subspace"), "at least 2 dimensions"),
     "more examples than dimensions": (lambda: sample_shifted(LinearRegression(3, 9), "orthogonal", Draws(0), 2), "n_points is 9.*at most 3 points"),
     "one example too many": (lambda: check_fit(LinearRegression(3), "orthogonal", 4), "n_points is 4.*at most 3"),

@@ -338,8 +338,16 @@ def test_every_curriculum_is_the_papers():
     assert [many.points.at(step) for step in (0, 199, 200, 49_999, 50_000)] == [12, 12, 14, 510, 512] and many.dims.at(32_000) == 20 > many.dims.at(31_999)
 
 
+def test_a_curriculum_ends_at_the_size_of_its_task():
+    for name, curriculum in PAPER_CURRICULA.items():
+        task = make_task(name)
+        assert paper_curriculum(task) == curriculum and (curriculum.dims.end, curriculum.points.end) == (task.dim, task.n_points)
+    for size in ((7, 9), (20, 40), (19, 41)):
+        with pytest.raises(ValueError, match=f"ends at 20 dimensions and 41 points, but linear_regression has {size[0]} and {size[1]}"): paper_curriculum(LinearRegression(*size))
+
+
 def test_a_task_without_a_curriculum_keeps_its_size():
-    assert paper_curriculum(LinearRegression(7, 9)) == PAPER_CURRICULA["linear_regression"]
+    assert paper_curriculum(LinearRegression()) == PAPER_CURRICULA["linear_regression"]
     parity = SparseParity()
     assert paper_curriculum(parity) == PAPER_CURRICULA["sparse_parity"] == Curriculum.constant(parity)
 

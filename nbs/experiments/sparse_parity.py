@@ -90,7 +90,7 @@ assert excess < 0.05
 # %% [markdown]
 # ## The figure
 #
-# Models that have learnt nothing say the same, and a curve would hide the one below it: where two differ by less than that on average, the lower one is broad.
+# Models that have learnt nothing say the same, and a curve would hide the one that is drawn before it: where two of them differ by less than `HIDDEN` on average, the first is broad.
 
 # %%
 HIDDEN = 0.005

@@ -360,7 +360,6 @@ REFUSED = {
     "train linear_regression --tier smoke --set train.model.pattern=gru": "unknown block 'gru': choose one of attn, mlp, mamba",
     "train linear_regression --tier smoke --set train.task.name=quadratic": "unknown task 'quadratic'",
     "train linear_regression --tier smoke --device gpu": "unknown device 'gpu'",
-    "train linear_regression --tier smoke --model transformer --set train.lr=1e30": "the loss of seed .* became (inf|nan|-inf) at step .*there is no checkpoint yet",
     "train --config /nonexistent.json": "/nonexistent.json",
     "draw linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "reproduce --tier huge": "unknown tier 'huge'",
@@ -375,6 +374,11 @@ def test_bad_input_ends_with_status_2_and_its_reason(words, command_line, tmp_pa
     assert status == 2 and "Traceback" not in said
     assert re.search(REFUSED[words], said), said
     assert not list(tmp_path.rglob("record.nc")) and not list(tmp_path.rglob("*.svg"))
+
+
+def test_a_run_that_explodes_ends_with_status_1(command_line, tmp_path):
+    status, said = command_line("train", "linear_regression", "--tier", "smoke", "--model", "transformer", "--set", "train.lr=1e30", "--root", tmp_path)
+    assert status == 1 and re.search("the loss of seed .* became (inf|nan|-inf) at step .*there is no checkpoint yet", said), said
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", "[]", '{"name": "x", "train": {"surprise": 1}, "exams": []}'])

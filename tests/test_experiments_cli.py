@@ -52,6 +52,36 @@ def test_the_bootstrap_is_a_loop(shape):
     for name, value in expected.items(): np.testing.assert_allclose(getattr(got, name).numpy(), value, rtol=1e-12, err_msg=name)
 
 
+def quantile_of(values, share):
+    "Of sorted values, between two by a straight line; what lies between a number and infinity is infinite."
+    place = share * (len(values) - 1)
+    below, part = int(place), place - int(place)
+    low, high = sorted(values)[below:below + 2] if part else [sorted(values)[below]] * 2
+    return low if low == high else low + part * (high - low)
+
+
+@pytest.mark.parametrize("resamples", [200, 201])  # a quantile lies between two resamples, or on one
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_bootstrap_of_infinite_scores_is_a_loop(resamples, missing):
+    seeds, prompts, examples = 3, 12, 6
+    scores = Draws(0).normal(seeds, prompts, examples).square()
+    scores[0, 4, 0] = scores[1, :, 1] = scores[0, :2, 2] = scores[2, 3, 2] = scores[:, :, 3] = math.inf
+    scores[0, 0, 5], scores[1, 7, 4] = -math.inf, math.inf
+    if missing: scores[1, :5, 0] = scores[2, 2, 2] = scores[0, 3, 5] = math.nan
+    draws = Draws(5, stream="bootstrap")
+    of_prompts, of_seeds = draws.integers(prompts, resamples, prompts).tolist(), draws.integers(seeds, resamples, seeds).tolist()
+    values = scores.double().tolist()
+    mean = lambda numbers: math.fsum(n for n in numbers if not math.isnan(n)) / sum(not math.isnan(n) for n in numbers)
+    single = [[[mean([values[s][p][e] for p in choice]) for e in range(examples)] for s in range(seeds)] for choice in of_prompts]
+    pooled = [[mean([row[s][e] for s in choice]) for e in range(examples)] for row, choice in zip(single, of_seeds)]
+    got = summarise(scores, n_resamples=resamples, seed=5)
+    for name, share in (("low", 0.05), ("high", 0.95)):
+        expected = [[quantile_of([row[s][e] for row in single], share) for e in range(examples)] for s in range(seeds)]
+        np.testing.assert_allclose(getattr(got, name).numpy(), expected, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(getattr(got, f"pooled_{name}").numpy(), [quantile_of([row[e] for row in pooled], share) for e in range(examples)], rtol=1e-12, err_msg=name)
+    assert math.isfinite(got.low[0, 0]) and math.isinf(got.high[0, 0]) and not got.low.isnan().any()
+
+
 def test_the_interval_is_scipys():
     "Each 5 % quantile of 1000 resampled means is known to 0.07 of their spread."
     scores = Draws(1).normal(1, 300, 2).exp()

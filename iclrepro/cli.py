@@ -40,7 +40,7 @@ from .shifts import SHIFTS
 # %% ../nbs/14_cli.ipynb #5e9cc00d
 def override(config: RunConfig, changes: Iterable[str]) -> RunConfig:
     "The configuration with values changed by `path=value`. Raises `ValueError` for a path that is not there or a value of another type."
-    data = config.to_dict()
+    data, changes = config.to_dict(), list(changes)
     for change in changes:
         path, separator, text = change.partition("=")
         if not separator: raise ValueError(f"--set {change}: write path=value, such as train.steps=100")
@@ -56,7 +56,8 @@ def override(config: RunConfig, changes: Iterable[str]) -> RunConfig:
         if kind is float and type(value) is int: value = float(value)
         if type(value) is not kind: raise ValueError(f"--set {change}: {path} must be of type {kind.__name__}, as in {path}={json.dumps(example)}")
         target[key] = value
-    return RunConfig.from_dict(data)
+    try: return RunConfig.from_dict(data)
+    except (AttributeError, KeyError, TypeError) as error: raise ValueError(f"--set {' --set '.join(changes)} makes no configuration ({type(error).__name__}: {error})") from error
 
 # %% ../nbs/14_cli.ipynb #85843ebb
 def examined(config: RunConfig, exams: Iterable[str]) -> RunConfig:

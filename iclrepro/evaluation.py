@@ -17,7 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .models import predict
-from .prompts import Draws, Prompt, lookup
+from .prompts import Draws, Prompt, check_types, lookup
 from .shifts import SHIFTS, check_fit, sample_shifted
 from .tasks import Task, scalar_answers, with_own_step
 
@@ -33,11 +33,13 @@ class Exam:
     seed: int = 0
 
     def __post_init__(self):
+        check_types(self)
         lookup(SHIFTS, self.shift, "shift")
         if self.n_points < 1 or self.batch_size < 1: raise ValueError(f"n_points {self.n_points} and batch_size {self.batch_size} must be at least 1")
         if self.n_prompts < 1 or self.n_prompts % self.batch_size:
             raise ValueError(f"n_prompts is {self.n_prompts}: it must be a positive multiple of batch_size, {self.batch_size}")
         if any(k < 0 for k in self.at): raise ValueError(f"at is {self.at}: numbers of examples are 0 or more")
+        if len(set(self.at)) < len(self.at): raise ValueError(f"at is {self.at}: each number of examples once")
 
     def examples(self, task: Task) -> list[int]:
         "The numbers of in-context examples asked, in order. Raises `ValueError` for one that the task's prompts do not reach, and for a shift that does not fit the task."

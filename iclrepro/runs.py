@@ -22,6 +22,7 @@ import xarray as xr
 
 from .evaluation import Exam
 from .probing import Probe
+from .prompts import check_types
 from .results import load_dataset
 from .training import TrainConfig, check_points, content_hash, essence
 
@@ -35,6 +36,7 @@ class RunConfig:
     probe: Probe | None = None
 
     def __post_init__(self):
+        check_types(self)
         if not re.fullmatch(r"[\w.-]+", self.name): raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.' only")
         shifts = [exam.shift for exam in self.exams]
         if not shifts or len(set(shifts)) < len(shifts): raise ValueError(f"exams have shifts {shifts}: at least one exam, and one for each shift")

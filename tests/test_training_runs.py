@@ -21,6 +21,7 @@ import xarray as xr
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import experiment_runs
 from iclrepro.models import TITLES, ModelConfig, architecture, build_model, predict
+from iclrepro.probing import Probe
 from iclrepro.prompts import Draws
 from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
 from iclrepro.runs import RunConfig, RunLock, Stopped, WrongRun, check_device, find_record, load_cost, run
@@ -938,6 +939,24 @@ BAD = {
     "exam of broken batches": (lambda: Exam(n_prompts=100), "n_prompts is 100: it must be a positive multiple of batch_size, 64"),
     "exam beyond its points": (lambda: replace(run_config(), exams=(Exam(n_points=5, at=(0, 5)),)), r"at is \(0, 5\).*0 … 4"),
     "exam of no points": (lambda: Exam(n_points=0), "n_points 0.*at least 1"),
+    "exam that asks twice": (lambda: Exam(at=(2, 2, 5)), r"at is \(2, 2, 5\): each number of examples once"),
+    "half a seed": (lambda: train_config(seeds=(0.5,)), r"seeds is \(0.5,\): it must be a tuple of which each is an integer$"),
+    "a list of seeds": (lambda: train_config(seeds=[1]), r"seeds is \[1\]: it must be a tuple of which each is an integer$"),
+    "steps that are no integer": (lambda: train_config(steps=20.0), "steps is 20.0: it must be an integer$"),
+    "steps that are true": (lambda: train_config(steps=True), "steps is True: it must be an integer$"),
+    "infinite rate": (lambda: train_config(lr=math.inf), "lr is inf: it must be a finite number or a tuple of which each is a finite number$"),
+    "a rate that is a word": (lambda: train_config(lr="fast"), "lr is 'fast': it must be a finite number"),
+    "infinite decay": (lambda: train_config(weight_decay=math.inf), "weight_decay is inf: it must be a finite number$"),
+    "a schedule without a name": (lambda: train_config(schedule=["constant"]), r"schedule is \['constant'\]: it must be text$"),
+    "clipping at true": (lambda: train_config(clip=True), "clip is True: it must be a finite number or None$"),
+    "width that is no integer": (lambda: replace(train_config().model, d_model=16.0), "d_model is 16.0: it must be an integer$"),
+    "a norm that is a number": (lambda: replace(train_config().model, final_norm=1), "final_norm is 1: it must be True or False$"),
+    "a ramp of halves": (lambda: Ramp(1, 4, 0.5), "increment is 0.5: it must be an integer$"),
+    "a task of half a dimension": (lambda: LinearRegression(2.5, 8), "dim is 2.5: it must be an integer$"),
+    "exam of broken prompts": (lambda: Exam(n_prompts=128.0), "n_prompts is 128.0: it must be an integer$"),
+    "exam that asks between points": (lambda: Exam(at=(0, 1.5)), r"at is \(0, 1.5\): it must be a tuple of which each is an integer$"),
+    "a probe of broken tasks": (lambda: Probe((4,), n_tasks=8.0), "n_tasks is 8.0: it must be an integer$"),
+    "a name that is a number": (lambda: replace(run_config(), name=3), "name is 3: it must be text$"),
 }
 
 
@@ -953,6 +972,10 @@ def test_a_run_without_positions_has_no_limit_of_points(name):
     assert (model.positions == "learned") == (name in ("transformer", "standard_hybrid"))
     if model.positions != "learned": replace(run_config(), train=replace(train_config(), model=model), exams=(Exam("none", 500),))
     assert isinstance(model, ModelConfig)
+
+
+def test_a_whole_number_does_for_a_rate():
+    assert train_config(lr=1, clip=None, seeds=(0, 1)).rates == (1, 1) and train_config(lr=(1, 0.5), seeds=(0, 1)).rates == (1, 0.5)
 
 
 def test_the_inner_precision_is_restored():

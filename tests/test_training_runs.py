@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +24,7 @@ from iclrepro.experiments import experiment_runs
 from iclrepro.models import TITLES, ModelConfig, architecture, build_model, predict
 from iclrepro.probing import Probe
 from iclrepro.prompts import Draws
-from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
+from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, provenance, save_checkpoint, save_dataset, write_atomically
 from iclrepro.runs import RunConfig, RunLock, Stopped, WrongRun, check_device, find_record, load_cost, run
 from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision, training_flops
@@ -665,6 +666,49 @@ def test_a_record_says_where_it_comes_from_and_what_was_measured(tmp_path):
     assert {"training_seconds", "exam_seconds", "steps_per_second", "peak_memory_bytes", "threads"} <= load_cost(config, tmp_path).keys()
     assert [p.step for p in seen if p.stage == "training"] == list(range(5, 61, 5))
     assert [p.step for p in seen if p.stage == "examining"] == list(range(1, 9)) and seen[-1].stage == "finished"
+
+
+@pytest.fixture
+def at_another_place(monkeypatch):
+    "Within it, what runs says that it runs elsewhere."
+    @contextmanager
+    def elsewhere(**place):
+        with monkeypatch.context() as there:
+            there.setattr("iclrepro.runs.provenance", lambda device: {**provenance(device), **place})
+            yield
+
+    return elsewhere
+
+
+def test_a_record_says_where_it_was_trained_if_that_was_elsewhere(tmp_path, at_another_place):
+    config, told = run_config(steps=30), []
+    with at_another_place(device="a GPU", commit="abc"): trained_there = run(config, tmp_path)
+    examined_here = run(asked_more(config), tmp_path, report=told.append)
+    here = provenance("cpu")
+    assert {"trained_on", "trained_commit"}.isdisjoint(trained_there.attrs) and {progress.stage for progress in told} == {"examining", "finished"}
+    assert {name: examined_here.attrs[name] for name in ("device", "commit", "trained_on", "trained_commit")} == {"device": here["device"], "commit": here["commit"], "trained_on": "a GPU", "trained_commit": "abc"}
+    assert load_cost(asked_more(config), tmp_path)["device"] == "a GPU"
+    third = replace(asked_more(config), name="third")
+    (checkpoint_of(config, tmp_path)).unlink()  # it is told on by who took it over
+    assert run(third, tmp_path).attrs["trained_on"] == "a GPU"
+
+
+def test_a_record_says_where_it_was_resumed(tmp_path, at_another_place):
+    config, here = run_config(), provenance("cpu")
+    with at_another_place(device="a GPU"): halted(config, tmp_path)
+    record = run(config, tmp_path)
+    assert record.attrs["trained_on"] == load_cost(config, tmp_path)["device"] == f"a GPU, {here['device']}" and "trained_commit" not in record.attrs
+
+
+def test_a_checkpoint_that_does_not_say_where_it_was_made_resumes(tmp_path):
+    config, whole = run_config(), tmp_path / "whole"
+    run(config, whole)
+    halted(config, tmp_path)
+    state = load_checkpoint(checkpoint_of(config, tmp_path))
+    del state["trained"]
+    save_checkpoint(state, checkpoint_of(config, tmp_path))
+    run(config, tmp_path)
+    assert_same_run(config, tmp_path, whole)
 
 
 def test_a_seed_has_the_same_record_alone(tmp_path):

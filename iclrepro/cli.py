@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -97,35 +98,42 @@ def runs_model(config: RunConfig, model: str) -> bool:
     return model in config.name.split("-")
 
 # %% ../nbs/14_cli.ipynb #b8e483ac
-def draw(experiment: str, tier: str, root: str, device: str = "cpu", train_missing: bool = True) -> None:
+def draw(
+    experiment: str, tier: str, root: str, device: str = "cpu", train_missing: bool = True,
+    copy: Path | None = None,  # the executed notebook; default: beside the results
+) -> None:
     "Execute the experiment's notebook; it leaves numbers, table, figure and verdicts below `root`."
     experiment_runs(experiment, tier)
     folder = Path(root).resolve()
-    execute(project_root() / "nbs" / "experiments" / f"{experiment}.ipynb", folder / experiment / f"{tier}.ipynb", {"tier": tier, "root": str(folder), "device": device, "train_missing": train_missing})
+    execute(project_root() / "nbs" / "experiments" / f"{experiment}.ipynb", copy or folder / experiment / f"{tier}.ipynb", {"tier": tier, "root": str(folder), "device": device, "train_missing": train_missing})
 
 
 def drawn_tiers(root: str) -> list[tuple[str, str]]:
-    "Experiments and tiers that have stored numbers below `root`."
-    return [(name, tier) for name in EXPERIMENTS for tier in TIERS if (Path(root) / name / f"{tier}.nc").exists()]
+    "Experiments and tiers that have stored numbers below `root`. Raises `ValueError` if there are none."
+    if not Path(root).is_dir(): raise ValueError(f"there is no folder {root}: give one with results")
+    found = [(name, tier) for name in EXPERIMENTS for tier in TIERS if (Path(root) / name / f"{tier}.nc").exists()]
+    if not found: raise ValueError(f"nothing is drawn below {root}: give a folder with results, or make them with `iclrepro reproduce` or `iclrepro draw`")
+    return found
 
 
 def redraw(root: str, cores: int = 1) -> None:
     "Redraw every figure below `root` from its records, training nothing."
+    drawn = drawn_tiers(root)
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        for line in pool.map(partial(redraw_one, root), *zip(*drawn_tiers(root))): print(line, flush=True)
+        for line in pool.map(partial(redraw_one, root), *zip(*drawn)): print(line, flush=True)
 
 
 def redraw_one(root: str, name: str, tier: str) -> str:
     "Redraw a figure; returns what was done."
     started = time.monotonic()
-    draw(name, tier, root, train_missing=False)
-    (Path(root) / name / f"{tier}.ipynb").unlink()
+    with tempfile.TemporaryDirectory(prefix="iclrepro-") as aside: draw(name, tier, root, train_missing=False, copy=Path(aside) / f"{tier}.ipynb")  # one that is there is of who trained
     return f"{name}, {tier}: {Path(root) / name / tier}.svg, {time.monotonic() - started:.0f} s"
 
 # %% ../nbs/14_cli.ipynb #90dac106
 def keep(tier: str, root: str, experiments: Iterable[str] = ()) -> None:
     """Copy results of a tier, of all or some experiments, from `root` to the project's `figures/`: what is shown, and the runs, evaluations and baselines that it rests on.
     Raises `FileNotFoundError` for a missing file before anything is copied."""
+    lookup(TIERS, tier, "tier")
     source, target, files = Path(root), project_root() / COMMITTED, []
     for name in chosen_experiments(tier, experiments):
         files += [f"{name}/{tier}{ending}" for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json")]
@@ -152,14 +160,13 @@ def summary(tier: str, root: str) -> str:
 
 def reproduce(tier: str, root: str, device: str, cores: int, experiments: Iterable[str] = ()) -> int:
     "Make everything that is missing at a tier below `root`, of all or some experiments, on all GPUs if the device is `cuda`; returns an exit status."
-    lookup(TIERS, tier, "tier")
+    experiments, runs = list(experiments), runs_at(tier, experiments)
     check_device(device)
     folder = Path(root).resolve()
     write_atomically(folder / ".writable", b"")
     log, snakefile = folder / "snakemake.log", project_root() / "Snakefile"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(folder), "--cores", str(cores), "--nolock",
                "--ignore-incomplete", "--rerun-triggers", "mtime", "--config", f"tier={tier}", f"root={folder}", f"device={device}", f"only={','.join(experiments)}"]
-    runs = runs_at(tier, experiments)
     waiting = [f for f in runs if not (folder / "runs" / f / "record.nc").exists()]
     print(f"{len(runs) - len(waiting)} of {len(runs)} runs are complete; log: {log}", flush=True)
     started = time.monotonic()
@@ -272,7 +279,6 @@ def parser() -> argparse.ArgumentParser:
 
 def answer_prompts(args: argparse.Namespace) -> None:
     "Evaluate a language model and print its accuracy by task and number of examples, and what could not be asked."
-    if args.threads < 1: raise ValueError(f"threads is {args.threads}: it must be at least 1")
     torch.set_num_threads(args.threads)
     asked = LanguageRun(args.model, tuple(LANGUAGE_TASKS if args.tasks == ["all"] else args.tasks), tuple(args.examples), args.prompts, padding=args.padding, precision=args.precision)
     record = evaluate_language(asked, args.root, args.device, args.download, report=lambda line: print(line, file=sys.stderr, flush=True))
@@ -284,9 +290,10 @@ def answer_prompts(args: argparse.Namespace) -> None:
 
 def dispatch(args: argparse.Namespace) -> int:
     "Do what a parsed command line asks; returns an exit status."
+    for option in ("threads", "cores", "workers"):
+        if getattr(args, option, 1) < 1: raise ValueError(f"--{option} is {getattr(args, option)}: it must be at least 1")
     if args.command == "reproduce": return reproduce(args.tier, args.root, args.device, args.cores, args.experiments)
     if args.command == "train":
-        if args.threads < 1: raise ValueError(f"threads is {args.threads}: it must be at least 1")
         if args.devices and args.device != "cpu": raise ValueError(f"--device {args.device} and --devices {args.devices}: give one of the two")
         configs = chosen_runs(args)
         if args.list:
@@ -307,7 +314,6 @@ def dispatch(args: argparse.Namespace) -> int:
         tables = CATALOGUE if args.table is None else {args.table: lookup(CATALOGUE, args.table, "table")}
         print("\n\n".join(table().to_string(index=False) for table in tables.values()))
     elif args.command == "bench":
-        if args.threads < 1: raise ValueError(f"threads is {args.threads}: it must be at least 1")
         torch.set_num_threads(args.threads)
         chosen = BENCHMARKS if args.what == "all" else {args.what: lookup({**BENCHMARKS, "all": None}, args.what, "benchmark")}
         for name, bench in chosen.items():
@@ -318,11 +324,13 @@ def dispatch(args: argparse.Namespace) -> int:
     elif args.command == "keep": keep(args.tier, args.root, args.experiments)
     elif args.command == "figures": redraw(args.root, args.cores)
     elif args.command == "claims":
+        drawn_tiers(args.root)
         verdicts = judge_all(args.root)
         if args.save: save_verdicts(verdicts, args.save)
         table = ledger(verdicts)
         print(to_markdown(table) if args.markdown else table.to_string(index=False))
     else:
+        lookup(TIERS, args.tier, "tier")
         for name, experiment in EXPERIMENTS.items():
             print(f"{name}: {experiment.title}; tiers {', '.join(experiment.tiers)}")
             if args.tier not in experiment.tiers: continue

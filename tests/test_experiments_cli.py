@@ -23,7 +23,7 @@ from smoke_tier import ENVIRONMENT, changed, finished, reproduce, start, states
 from iclrepro.baselines import averaging
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
                              ledger, save_verdicts, to_markdown)
-from iclrepro.cli import examined, main, override
+from iclrepro.cli import examined, main, override, redraw_one
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
 from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
@@ -399,6 +399,12 @@ REFUSED = {
     "draw linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "reproduce --tier huge": "unknown tier 'huge'",
     "reproduce --tier smoke --device gpu": "unknown device 'gpu'",
+    "reproduce --tier smoke --cores 0": "--cores is 0: it must be at least 1",
+    "figures --cores 0": "--cores is 0: it must be at least 1",
+    "figures": "nothing is drawn below",
+    "claims": "nothing is drawn below",
+    "list --tier smok": "unknown tier 'smok'.*mean 'smoke'",
+    "keep --tier smok": "unknown tier 'smok'.*mean 'smoke'",
 }
 
 
@@ -429,6 +435,23 @@ def test_a_root_that_cannot_be_written_is_refused(words, command_line, tmp_path)
     (tmp_path / "file").write_text("")
     status, said = command_line(*words.split(), "--root", tmp_path / "file" / "sub")
     assert status == 2 and "cannot write" in said and str(tmp_path / "file" / "sub") in said
+
+
+@pytest.mark.parametrize("words, message", [("reproduce nonsense", "unknown experiment 'nonsense'"), ("figures", "there is no folder"), ("claims", "there is no folder")])
+def test_what_cannot_be_done_makes_no_folder(words, message, command_line, tmp_path):
+    status, said = command_line(*words.split(), "--root", tmp_path / "new")
+    assert status == 2 and message in said and not (tmp_path / "new").exists()
+
+
+def test_a_redrawn_figure_leaves_the_executed_notebook_of_a_reproduction(tmp_path, monkeypatch):
+    drawn = tmp_path / "sparse_parity" / "smoke.ipynb"
+    drawn.parent.mkdir()
+    drawn.write_text("executed before")
+    copies = []
+    monkeypatch.setattr("iclrepro.cli.execute", lambda notebook, target, parameters: copies.append((Path(target), parameters["train_missing"])) or Path(target).write_text("executed now"))
+    assert redraw_one(str(tmp_path), "sparse_parity", "smoke").startswith(f"sparse_parity, smoke: {drawn.with_suffix('.svg')}, ")
+    (copy, train_missing), = copies
+    assert drawn.read_text() == "executed before" and not copy.exists() and not train_missing
 
 
 def test_debug_shows_the_error_itself():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Examinee', 'Exam', 'spread', 'cut', 'asked_after', 'think', 'as_examinee', 'as_baseline_examinee', 'take', 'Summary',
-           'summarise']
+           'drawn_sum', 'bounds', 'summarise']
 
 # %% ../nbs/08_evaluation.ipynb #80c68300
 import inspect
@@ -17,7 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .models import predict
-from .prompts import Draws, Prompt, lookup
+from .prompts import Draws, Prompt, check_types, lookup
 from .shifts import SHIFTS, check_fit, sample_shifted
 from .tasks import Task, scalar_answers, with_own_step
 
@@ -33,11 +33,13 @@ class Exam:
     seed: int = 0
 
     def __post_init__(self):
+        check_types(self)
         lookup(SHIFTS, self.shift, "shift")
         if self.n_points < 1 or self.batch_size < 1: raise ValueError(f"n_points {self.n_points} and batch_size {self.batch_size} must be at least 1")
         if self.n_prompts < 1 or self.n_prompts % self.batch_size:
             raise ValueError(f"n_prompts is {self.n_prompts}: it must be a positive multiple of batch_size, {self.batch_size}")
         if any(k < 0 for k in self.at): raise ValueError(f"at is {self.at}: numbers of examples are 0 or more")
+        if len(set(self.at)) < len(self.at): raise ValueError(f"at is {self.at}: each number of examples once")
 
     def examples(self, task: Task) -> list[int]:
         "The numbers of in-context examples asked, in order. Raises `ValueError` for one that the task's prompts do not reach, and for a shift that does not fit the task."
@@ -145,6 +147,31 @@ class Summary(NamedTuple):
     pooled_high: Tensor
 
 
+def drawn_sum(
+    equation: str,   # of `torch.einsum`
+    counts: Tensor,  # how often each value is drawn
+    values: Tensor,
+) -> Tensor:
+    "The sum of what is drawn: a value that is not drawn does not count, be it infinite."
+    infinite = values.isinf()
+    if not infinite.any(): return torch.einsum(equation, counts, values)
+    total = torch.einsum(equation, counts, torch.where(infinite, 0, values))
+    for sign in (torch.inf, -torch.inf): total = total + torch.where(torch.einsum(equation, counts, (values == sign).double()) > 0, sign, 0)
+    return total
+
+
+def bounds(
+    means: Tensor,                    # (resamples, …)
+    quantiles: tuple[float, float],
+) -> Tensor:                          # (2, …)
+    "Quantiles over resamples, between two of them by a straight line; what lies between a number and infinity is infinite."
+    at = torch.tensor(quantiles, dtype=torch.double)
+    found = torch.quantile(means, at, dim=0)
+    if not means.isinf().any(): return found
+    below, above = (torch.quantile(means, at, dim=0, interpolation=side) for side in ("lower", "higher"))
+    return torch.where(below == above, below, torch.where(below.isinf() | above.isinf(), below + above, found))
+
+
 def summarise(
     scores: Tensor,          # (seeds, prompts, examples)
     n_resamples: int = 1000, # both papers
@@ -163,12 +190,9 @@ def summarise(
         drawn = draws.integers(n, n_resamples, n)
         return torch.zeros(n_resamples, n, dtype=torch.double).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.double)) / n
 
-    def bounds(means: Tensor) -> Tensor:  # (2, …)
-        return torch.quantile(means, torch.tensor(quantiles, dtype=torch.double), dim=0)
-
     drawn = counts(n_prompts)
-    by_prompt = torch.einsum("rp,spe->rse", drawn, torch.where(valid, scores, 0))
+    by_prompt = drawn_sum("rp,spe->rse", drawn, torch.where(valid, scores, 0))
     if not complete: by_prompt = by_prompt / torch.einsum("rp,spe->rse", drawn, valid.double())
-    low, high = bounds(by_prompt)
-    pooled_low, pooled_high = bounds(torch.einsum("rs,rse->re", counts(n_seeds), by_prompt))
+    low, high = bounds(by_prompt, quantiles)
+    pooled_low, pooled_high = bounds(drawn_sum("rs,rse->re", counts(n_seeds), by_prompt), quantiles)
     return Summary(mean(1), low, high, mean((0, 1)), pooled_low, pooled_high)

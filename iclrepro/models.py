@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .blocks import BLOCKS, GATES, INITS, NORMS, reset_linear
-from .prompts import LAYOUTS, Draws, Prompt, at_arrows, at_inputs, lookup
+from .prompts import LAYOUTS, Draws, Prompt, at_arrows, at_inputs, check_types, lookup
 
 # %% ../nbs/05_models.ipynb #efd573c3
 def parse_pattern(pattern: str) -> tuple[str, ...]:
@@ -60,6 +60,7 @@ class ModelConfig:
     gate: str = "silu"         # of S4-Mamba; the released code multiplies by the bare gate, "none"
 
     def __post_init__(self):
+        check_types(self)
         parse_pattern(self.pattern)
         lookup(POSITIONS, self.positions, "positions")
         lookup(INITS, self.init, "init")

@@ -195,7 +195,9 @@ def follow(group: Group) -> None:
     training = None
     while (message := group.hear())[0] != "end":
         match message:
-            case "begin", config: training = SharedTraining(config, group)
+            case "begin", config:
+                try: training = SharedTraining(config, group)
+                except ValueError: training = None  # rank 0 met it too, and tells people
             case "load", state: training.load_state_dict(state)
             case "advance", most:
                 try: training.advance(most)

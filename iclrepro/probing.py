@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .baselines import gradient_descent_errors
 from .models import parse_pattern
-from .prompts import LAYOUTS, Draws, Prompt, lookup
+from .prompts import LAYOUTS, Draws, Prompt, check_types, lookup
 from .tasks import OutlierRegression, Task
 
 # %% ../nbs/09_probing.ipynb #daa197a7
@@ -35,6 +35,7 @@ class Probe:
     fitted_on: str = "queries"  # "queries": questions of their own; "examples": the last n_validation examples (released code)
 
     def __post_init__(self):
+        check_types(self)
         lookup(FITTED_ON, self.fitted_on, "fitted_on")
         fewest = self.n_validation if self.fitted_on == "examples" else 1
         if not self.contexts or list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < fewest:

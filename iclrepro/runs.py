@@ -22,6 +22,7 @@ import xarray as xr
 
 from .evaluation import Exam
 from .probing import Probe
+from .prompts import check_types
 from .results import load_dataset
 from .training import TrainConfig, check_points, content_hash, essence
 
@@ -35,6 +36,7 @@ class RunConfig:
     probe: Probe | None = None
 
     def __post_init__(self):
+        check_types(self)
         if not re.fullmatch(r"[\w.-]+", self.name): raise ValueError(f"name is {self.name!r}: use letters, digits, '-', '_' and '.' only")
         shifts = [exam.shift for exam in self.exams]
         if not shifts or len(set(shifts)) < len(shifts): raise ValueError(f"exams have shifts {shifts}: at least one exam, and one for each shift")
@@ -178,16 +180,18 @@ def trained_already(config: RunConfig, folder: Path) -> Path | None:
 
 def train(
     config: RunConfig, folder: Path, training: Training, report: Report, checkpoint_seconds: float, stop: Callable[[], bool],
-) -> float:  # seconds spent by earlier processes
+) -> tuple[float, list[dict[str, str]]]:  # seconds spent by earlier processes; devices and commits that trained, none if it was this process's alone
     "Train to the end from the folder's checkpoint, or from one that `trained_already` finds, if there is one, saving on the way."
-    path, earlier = folder / "checkpoint.pt", 0.0
+    path, earlier, trained = folder / "checkpoint.pt", 0.0, []
+    here = {name: value for name, value in provenance(training.device).items() if name in ("device", "commit")}
     source = path if path.exists() else trained_already(config, folder)
     if source is not None:
         state = load_checkpoint(source)
-        earlier = state.pop("seconds")
+        earlier, trained = state.pop("seconds"), state.pop("trained", [])  # a checkpoint of before does not say where it was made
         try: training.load_state_dict(state)
         except ValueError as error: raise WrongRun(f"{source}: {error}; move it away to start the run from its beginning") from error
-        if source != path and training.finished: save_checkpoint({**training.state_dict(), "seconds": earlier}, path)  # every record has its weights beside it
+        if source != path and training.finished: save_checkpoint({**training.state_dict(), "seconds": earlier, "trained": trained}, path)  # every record has its weights beside it
+    if not training.finished and here not in trained: trained = [*trained, here]
     begin, started = training.step, time.monotonic()
     saved_at, saved_step, wait = started, begin if path.exists() else -1, checkpoint_seconds
     told_at, most, size = float("inf"), 1, config.train.log_every  # the first step, in which kernels are compiled, says nothing of the next
@@ -207,11 +211,11 @@ def train(
         report(Progress(config.name, "training", training.step, steps, float(training.losses[:, window:training.step].mean()), rate, (steps - training.step) / rate, begin))
         stopped = stop()
         if training.finished or stopped or now - saved_at >= wait:
-            save_checkpoint({**training.state_dict(), "seconds": earlier + now - started}, path)
+            save_checkpoint({**training.state_dict(), "seconds": earlier + now - started, "trained": trained}, path)
             saved_at, saved_step = time.monotonic(), training.step
             wait = max(checkpoint_seconds, min(10 * checkpoint_seconds, (saved_at - now) / SAVING))
         if stopped: raise Stopped(f"{config.name}: stopped and saved at step {training.step}")
-    return earlier
+    return earlier, [] if trained == [here] else trained
 
 # %% ../nbs/10aa_running.ipynb #a4d26632
 def summarise_tasks(
@@ -275,14 +279,16 @@ def run(
         used = torch.get_num_threads()
         try:
             training = start(config.train, chosen)
-            earlier = train(config, folder, training, report, checkpoint_seconds, stop)
+            earlier, elsewhere = train(config, folder, training, report, checkpoint_seconds, stop)
             trained = time.monotonic()
             record = make_record(config, training, report, stop)
         finally: torch.set_num_threads(threads)
         examined = time.monotonic()
+        there = {name: ", ".join(dict.fromkeys(place[name] for place in elsewhere)) or record.attrs[name] for name in ("device", "commit")}
+        record = record.assign_attrs({attribute: there[name] for name, attribute in (("device", "trained_on"), ("commit", "trained_commit")) if there[name] != record.attrs[name]})
         seconds = earlier + trained - started
         cost = {"training_seconds": seconds, "exam_seconds": examined - trained, "steps_per_second": training.step / seconds,
-                "peak_memory_bytes": peak_memory(), "threads": used, "device": record.attrs["device"]}
+                "peak_memory_bytes": peak_memory(), "threads": used, "device": there["device"]}
         write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
         save_dataset(record, folder / "record.nc")
         report(Progress(config.name, "finished", training.step, training.step, float(record["loss"][:, -1].mean()), cost["steps_per_second"], 0.0))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .prompts import Draws, Prompt, lookup, masked_mean
+from .prompts import Draws, Prompt, check_types, lookup, masked_mean
 
 # %% ../nbs/01_tasks.ipynb #570644ac
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Task:
     higher_is_better: ClassVar[bool] = False
 
     def __post_init__(self):
+        check_types(self)
         for name in ("dim", "n_points"):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
@@ -189,6 +190,7 @@ class Ramp:
     interval: int = 2000
 
     def __post_init__(self):
+        check_types(self)
         if not 1 <= self.start <= self.end: raise ValueError(f"start is {self.start}: it must be between 1 and end, {self.end}")
         if self.increment < 1 or self.interval < 1:
             raise ValueError(f"increment {self.increment} and interval {self.interval} must be at least 1")

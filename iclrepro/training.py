@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .models import ModelConfig
-from .prompts import lookup
+from .prompts import check_types, lookup
 from .tasks import Curriculum, Ramp, Task, task_from_dict, task_to_dict
 
 # %% ../nbs/07_training.ipynb #58a2002d
@@ -63,6 +63,7 @@ class TrainConfig:
     stop_below: float | None = None  # end after the first window of `log_every` steps in which every member's mean loss is below it
 
     def __post_init__(self):
+        check_types(self)
         for name in ("steps", "batch_size", "log_every"):
             if not getattr(self, name) > 0: raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         if isinstance(self.lr, tuple) and len(self.lr) != len(self.seeds):

@@ -426,6 +426,37 @@ def test_what_to_train_is_asked_in_one_way(words, tmp_path, capsys):
     with pytest.raises(ValueError, match=CHOICES[words]): main(["--debug", "train", *words.split(), "--root", str(tmp_path)])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_the_plain_command_that_is_asked_to_stop_saves(number, signals, tmp_path, capsys):
+    held_up, other = gated(tmp_path / "gate", steps=200), config()
+    save_configs([held_up, other], tmp_path / "list.json")
+    ask = ["train", "--config", str(tmp_path / "list.json"), "--root", str(tmp_path)]
+
+    def stop():
+        held(held_up, tmp_path)
+        signals(number)
+        (tmp_path / "gate").touch()
+
+    thread = meanwhile(stop)
+    assert main(ask) == 130 and capsys.readouterr().err.splitlines()[-1] == "stopped; the next call goes on from here"
+    thread.join()
+    assert 15 <= load_checkpoint(folder_of(held_up, tmp_path) / "checkpoint.pt")["step"] < 200 and not folder_of(other, tmp_path).exists()
+    assert main(ask) == 0 and begun(held_up) == 1
+    for each in (held_up, other): assert_as_if_alone(each, tmp_path, tmp_path)
+
+
+def test_the_plain_command_goes_on_after_a_run_that_fails(tmp_path, capsys):
+    good, wild, foreign, done = config("good"), config("wild", lr=1e30, clip=None), config("foreign"), config("done", steps=10)
+    run(done, tmp_path)
+    folder_of(foreign, tmp_path).mkdir()
+    record_of(foreign, tmp_path).write_bytes(record_of(done, tmp_path).read_bytes())
+    save_configs([wild, foreign, done, good], tmp_path / "list.json")
+    assert main(["train", "--config", str(tmp_path / "list.json"), "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "done: complete already" in said and said[-2].startswith(f"failed: {foreign.folder}: ") and said[-1].startswith(f"failed: {wild.folder}: wild: the loss of seed 3 became")
+    assert find_record(good, tmp_path) is not None
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "not JSON", "[1]", '[{"name": "x"}]'])
 def test_a_file_that_is_no_list_of_runs_is_refused(content, tmp_path, capsys):
     path = tmp_path / "list.json"

@@ -39,6 +39,26 @@ def test_what_was_there_stays_if_a_cell_fails(notebook, tmp_path):
     assert target.read_bytes() == before
 
 
+def test_what_was_executed_up_to_a_failure_is_beside_the_target(notebook, tmp_path):
+    with pytest.raises(PapermillExecutionError): execute(notebook, tmp_path / "out" / "none.ipynb", {"width": 0})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".none.ipynb"] and "ZeroDivisionError" in (tmp_path / "out" / ".none.ipynb").read_text()
+
+
+def test_two_at_once_do_not_meet(tmp_path, monkeypatch):
+    "The second begins and ends when the first has written all but has not put it in its place."
+    target, seen = tmp_path / "out" / "who.ipynb", []
+
+    def executed(notebook, copy, parameters, **options):
+        copy.write_text(parameters["me"])
+        if parameters["me"] == "first":
+            execute(notebook, target, {"me": "second"})
+            seen.append(target.read_text())
+
+    monkeypatch.setattr("papermill.execute_notebook", executed)
+    execute(tmp_path / "who.ipynb", target, {"me": "first"})
+    assert [*seen, target.read_text()] == ["second", "first"] and [path.name for path in target.parent.iterdir()] == ["who.ipynb"]
+
+
 @pytest.mark.parametrize("given", ["width", "=3", "a b=3", "tier-x=1"])
 def test_what_is_no_parameter_is_refused_before_any_work(given, notebook, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended: main([str(notebook), str(tmp_path / "out.ipynb"), given])

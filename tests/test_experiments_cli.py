@@ -23,7 +23,7 @@ from smoke_tier import ENVIRONMENT, changed, finished, reproduce, start, states
 from iclrepro.baselines import averaging
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
                              ledger, save_verdicts, to_markdown)
-from iclrepro.cli import examined, main, override
+from iclrepro.cli import examined, main, override, redraw_one
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
 from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
@@ -50,6 +50,36 @@ def test_the_bootstrap_is_a_loop(shape):
     expected = {"mean": values.mean(1), "low": np.quantile(single, 0.05, axis=0), "high": np.quantile(single, 0.95, axis=0),
                 "pooled": values.mean((0, 1)), "pooled_low": np.quantile(pooled, 0.05, axis=0), "pooled_high": np.quantile(pooled, 0.95, axis=0)}
     for name, value in expected.items(): np.testing.assert_allclose(getattr(got, name).numpy(), value, rtol=1e-12, err_msg=name)
+
+
+def quantile_of(values, share):
+    "Of sorted values, between two by a straight line; what lies between a number and infinity is infinite."
+    place = share * (len(values) - 1)
+    below, part = int(place), place - int(place)
+    low, high = sorted(values)[below:below + 2] if part else [sorted(values)[below]] * 2
+    return low if low == high else low + part * (high - low)
+
+
+@pytest.mark.parametrize("resamples", [200, 201])  # a quantile lies between two resamples, or on one
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_bootstrap_of_infinite_scores_is_a_loop(resamples, missing):
+    seeds, prompts, examples = 3, 12, 6
+    scores = Draws(0).normal(seeds, prompts, examples).square()
+    scores[0, 4, 0] = scores[1, :, 1] = scores[0, :2, 2] = scores[2, 3, 2] = scores[:, :, 3] = math.inf
+    scores[0, 0, 5], scores[1, 7, 4] = -math.inf, math.inf
+    if missing: scores[1, :5, 0] = scores[2, 2, 2] = scores[0, 3, 5] = math.nan
+    draws = Draws(5, stream="bootstrap")
+    of_prompts, of_seeds = draws.integers(prompts, resamples, prompts).tolist(), draws.integers(seeds, resamples, seeds).tolist()
+    values = scores.double().tolist()
+    mean = lambda numbers: math.fsum(n for n in numbers if not math.isnan(n)) / sum(not math.isnan(n) for n in numbers)
+    single = [[[mean([values[s][p][e] for p in choice]) for e in range(examples)] for s in range(seeds)] for choice in of_prompts]
+    pooled = [[mean([row[s][e] for s in choice]) for e in range(examples)] for row, choice in zip(single, of_seeds)]
+    got = summarise(scores, n_resamples=resamples, seed=5)
+    for name, share in (("low", 0.05), ("high", 0.95)):
+        expected = [[quantile_of([row[s][e] for row in single], share) for e in range(examples)] for s in range(seeds)]
+        np.testing.assert_allclose(getattr(got, name).numpy(), expected, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(getattr(got, f"pooled_{name}").numpy(), [quantile_of([row[e] for row in pooled], share) for e in range(examples)], rtol=1e-12, err_msg=name)
+    assert math.isfinite(got.low[0, 0]) and math.isinf(got.high[0, 0]) and not got.low.isnan().any()
 
 
 def test_the_interval_is_scipys():
@@ -352,6 +382,11 @@ REFUSED = {
     "train linear_regression --tier smoke --set train.stop_below=soon": "train.stop_below must be of type float, as in train.stop_below=0.5",
     "train linear_regression --tier smoke --set train.stop_below=0": "stop_below is 0.0: it must be a number above 0",
     "train linear_regression --tier smoke --set train=3": "is not a single value",
+    "train linear_regression --tier smoke --set train.seeds=[0.5]": r"seeds is \(0.5,\): it must be a tuple of which each is an integer",
+    'train linear_regression --tier smoke --set train.seeds=["a"]': r"seeds is \('a',\): it must be a tuple of which each is an integer",
+    "train linear_regression --tier smoke --set train.lr=Infinity": "lr is inf: it must be a finite number",
+    "train linear_regression --tier smoke --set exams=[1]": r"--set exams=\[1\] makes no configuration \(TypeError: ",
+    "train linear_regression --tier smoke --set exams=[{}]": r"--set exams=\[{}\] makes no configuration \(KeyError: 'at'\)",
     "train linear_regression --tier smoke --set train.steps.more=3": "train.steps.more is not a single value",
     "train linear_regression --tier smoke --set train.steps": "write path=value",
     "train linear_regression --tier smoke --set train.steps=0": "steps is 0: it must be above 0",
@@ -360,11 +395,16 @@ REFUSED = {
     "train linear_regression --tier smoke --set train.model.pattern=gru": "unknown block 'gru': choose one of attn, mlp, mamba",
     "train linear_regression --tier smoke --set train.task.name=quadratic": "unknown task 'quadratic'",
     "train linear_regression --tier smoke --device gpu": "unknown device 'gpu'",
-    "train linear_regression --tier smoke --model transformer --set train.lr=1e30": "the loss of seed .* became (inf|nan|-inf) at step .*there is no checkpoint yet",
     "train --config /nonexistent.json": "/nonexistent.json",
     "draw linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "reproduce --tier huge": "unknown tier 'huge'",
     "reproduce --tier smoke --device gpu": "unknown device 'gpu'",
+    "reproduce --tier smoke --cores 0": "--cores is 0: it must be at least 1",
+    "figures --cores 0": "--cores is 0: it must be at least 1",
+    "figures": "nothing is drawn below",
+    "claims": "nothing is drawn below",
+    "list --tier smok": "unknown tier 'smok'.*mean 'smoke'",
+    "keep --tier smok": "unknown tier 'smok'.*mean 'smoke'",
 }
 
 
@@ -375,6 +415,11 @@ def test_bad_input_ends_with_status_2_and_its_reason(words, command_line, tmp_pa
     assert status == 2 and "Traceback" not in said
     assert re.search(REFUSED[words], said), said
     assert not list(tmp_path.rglob("record.nc")) and not list(tmp_path.rglob("*.svg"))
+
+
+def test_a_run_that_explodes_ends_with_status_1(command_line, tmp_path):
+    status, said = command_line("train", "linear_regression", "--tier", "smoke", "--model", "transformer", "--set", "train.lr=1e30", "--root", tmp_path)
+    assert status == 1 and re.search("the loss of seed .* became (inf|nan|-inf) at step .*there is no checkpoint yet", said), said
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", "[]", '{"name": "x", "train": {"surprise": 1}, "exams": []}'])
@@ -390,6 +435,23 @@ def test_a_root_that_cannot_be_written_is_refused(words, command_line, tmp_path)
     (tmp_path / "file").write_text("")
     status, said = command_line(*words.split(), "--root", tmp_path / "file" / "sub")
     assert status == 2 and "cannot write" in said and str(tmp_path / "file" / "sub") in said
+
+
+@pytest.mark.parametrize("words, message", [("reproduce nonsense", "unknown experiment 'nonsense'"), ("figures", "there is no folder"), ("claims", "there is no folder")])
+def test_what_cannot_be_done_makes_no_folder(words, message, command_line, tmp_path):
+    status, said = command_line(*words.split(), "--root", tmp_path / "new")
+    assert status == 2 and message in said and not (tmp_path / "new").exists()
+
+
+def test_a_redrawn_figure_leaves_the_executed_notebook_of_a_reproduction(tmp_path, monkeypatch):
+    drawn = tmp_path / "sparse_parity" / "smoke.ipynb"
+    drawn.parent.mkdir()
+    drawn.write_text("executed before")
+    copies = []
+    monkeypatch.setattr("iclrepro.cli.execute", lambda notebook, target, parameters: copies.append((Path(target), parameters["train_missing"])) or Path(target).write_text("executed now"))
+    assert redraw_one(str(tmp_path), "sparse_parity", "smoke").startswith(f"sparse_parity, smoke: {drawn.with_suffix('.svg')}, ")
+    (copy, train_missing), = copies
+    assert drawn.read_text() == "executed before" and not copy.exists() and not train_missing
 
 
 def test_debug_shows_the_error_itself():

@@ -270,11 +270,13 @@ def made_together(path, root): return command(["train", "--config", path, "--roo
 
 
 def test_the_command_makes_a_list_together_and_names_what_failed(tmp_path, capfd):
-    configs = [run_config("a"), run_config("wild", lr=1e30, clip=None), run_config("b", steps=5)]
+    configs = [run_config("a"), run_config("wild", lr=1e30, clip=None), run_config("b", steps=5), run_config("lonely", batch_size=1, steps=10_000)]  # the longest is begun first
     run(configs[2], tmp_path)
-    for chosen, status in ((configs, 1), (configs[::2], 0)):
+    for chosen, status in ((configs, 1), (configs[:3:2], 0)):
         save_configs(chosen, tmp_path / "list.json")
         assert called_by(2, made_together, str(tmp_path / "list.json"), str(tmp_path)) == [status, 0]
+        said = capfd.readouterr().err
+        assert (f"failed: {configs[3].folder}: batch_size is 1: 2 processes need at least one prompt each, start fewer" in said) == (status == 1) == (f"failed: {configs[1].folder}: wild" in said), said
     assert {path.parent.name for path in tmp_path.rglob("record.nc")} == {configs[0].folder, configs[2].folder}
 
 

@@ -194,7 +194,6 @@ def test_a_record_has_the_readings_of_every_member(tmp_path):
     assert [p.step for p in seen if p.stage == "examining"] == list(range(1, 8 + 24 + 1)) and {p.steps for p in seen if p.stage == "examining"} == {32}
     training = Training(config.train)
     state = load_checkpoint(tmp_path / "runs" / config.folder / "checkpoint.pt")
-    state.pop("seconds")
     training.load_state_dict(state)
     tasks = probed_tasks(config.probe, config.train.task)
     for context in (4, 11):

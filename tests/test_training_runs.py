@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -21,8 +22,9 @@ import xarray as xr
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import experiment_runs
 from iclrepro.models import TITLES, ModelConfig, architecture, build_model, predict
+from iclrepro.probing import Probe
 from iclrepro.prompts import Draws
-from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, save_checkpoint, save_dataset, write_atomically
+from iclrepro.results import BadCheckpoint, load_checkpoint, load_dataset, provenance, save_checkpoint, save_dataset, write_atomically
 from iclrepro.runs import RunConfig, RunLock, Stopped, WrongRun, check_device, find_record, load_cost, run
 from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparseParity, make_task, register_task
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision, training_flops
@@ -666,6 +668,49 @@ def test_a_record_says_where_it_comes_from_and_what_was_measured(tmp_path):
     assert [p.step for p in seen if p.stage == "examining"] == list(range(1, 9)) and seen[-1].stage == "finished"
 
 
+@pytest.fixture
+def at_another_place(monkeypatch):
+    "Within it, what runs says that it runs elsewhere."
+    @contextmanager
+    def elsewhere(**place):
+        with monkeypatch.context() as there:
+            there.setattr("iclrepro.runs.provenance", lambda device: {**provenance(device), **place})
+            yield
+
+    return elsewhere
+
+
+def test_a_record_says_where_it_was_trained_if_that_was_elsewhere(tmp_path, at_another_place):
+    config, told = run_config(steps=30), []
+    with at_another_place(device="a GPU", commit="abc"): trained_there = run(config, tmp_path)
+    examined_here = run(asked_more(config), tmp_path, report=told.append)
+    here = provenance("cpu")
+    assert {"trained_on", "trained_commit"}.isdisjoint(trained_there.attrs) and {progress.stage for progress in told} == {"examining", "finished"}
+    assert {name: examined_here.attrs[name] for name in ("device", "commit", "trained_on", "trained_commit")} == {"device": here["device"], "commit": here["commit"], "trained_on": "a GPU", "trained_commit": "abc"}
+    assert load_cost(asked_more(config), tmp_path)["device"] == "a GPU"
+    third = replace(asked_more(config), name="third")
+    (checkpoint_of(config, tmp_path)).unlink()  # it is told on by who took it over
+    assert run(third, tmp_path).attrs["trained_on"] == "a GPU"
+
+
+def test_a_record_says_where_it_was_resumed(tmp_path, at_another_place):
+    config, here = run_config(), provenance("cpu")
+    with at_another_place(device="a GPU"): halted(config, tmp_path)
+    record = run(config, tmp_path)
+    assert record.attrs["trained_on"] == load_cost(config, tmp_path)["device"] == f"a GPU, {here['device']}" and "trained_commit" not in record.attrs
+
+
+def test_a_checkpoint_that_does_not_say_where_it_was_made_resumes(tmp_path):
+    config, whole = run_config(), tmp_path / "whole"
+    run(config, whole)
+    halted(config, tmp_path)
+    state = load_checkpoint(checkpoint_of(config, tmp_path))
+    del state["trained"]
+    save_checkpoint(state, checkpoint_of(config, tmp_path))
+    run(config, tmp_path)
+    assert_same_run(config, tmp_path, whole)
+
+
 def test_a_seed_has_the_same_record_alone(tmp_path):
     together, alone = (run(run_config("mambaformer", seeds=seeds), tmp_path) for seeds in ((3, 7), (7,)))
     for name in ("score", "loss"): assert (together[name].sel(seed=7) == alone[name].sel(seed=7)).all()
@@ -938,6 +983,24 @@ BAD = {
     "exam of broken batches": (lambda: Exam(n_prompts=100), "n_prompts is 100: it must be a positive multiple of batch_size, 64"),
     "exam beyond its points": (lambda: replace(run_config(), exams=(Exam(n_points=5, at=(0, 5)),)), r"at is \(0, 5\).*0 … 4"),
     "exam of no points": (lambda: Exam(n_points=0), "n_points 0.*at least 1"),
+    "exam that asks twice": (lambda: Exam(at=(2, 2, 5)), r"at is \(2, 2, 5\): each number of examples once"),
+    "half a seed": (lambda: train_config(seeds=(0.5,)), r"seeds is \(0.5,\): it must be a tuple of which each is an integer$"),
+    "a list of seeds": (lambda: train_config(seeds=[1]), r"seeds is \[1\]: it must be a tuple of which each is an integer$"),
+    "steps that are no integer": (lambda: train_config(steps=20.0), "steps is 20.0: it must be an integer$"),
+    "steps that are true": (lambda: train_config(steps=True), "steps is True: it must be an integer$"),
+    "infinite rate": (lambda: train_config(lr=math.inf), "lr is inf: it must be a finite number or a tuple of which each is a finite number$"),
+    "a rate that is a word": (lambda: train_config(lr="fast"), "lr is 'fast': it must be a finite number"),
+    "infinite decay": (lambda: train_config(weight_decay=math.inf), "weight_decay is inf: it must be a finite number$"),
+    "a schedule without a name": (lambda: train_config(schedule=["constant"]), r"schedule is \['constant'\]: it must be text$"),
+    "clipping at true": (lambda: train_config(clip=True), "clip is True: it must be a finite number or None$"),
+    "width that is no integer": (lambda: replace(train_config().model, d_model=16.0), "d_model is 16.0: it must be an integer$"),
+    "a norm that is a number": (lambda: replace(train_config().model, final_norm=1), "final_norm is 1: it must be True or False$"),
+    "a ramp of halves": (lambda: Ramp(1, 4, 0.5), "increment is 0.5: it must be an integer$"),
+    "a task of half a dimension": (lambda: LinearRegression(2.5, 8), "dim is 2.5: it must be an integer$"),
+    "exam of broken prompts": (lambda: Exam(n_prompts=128.0), "n_prompts is 128.0: it must be an integer$"),
+    "exam that asks between points": (lambda: Exam(at=(0, 1.5)), r"at is \(0, 1.5\): it must be a tuple of which each is an integer$"),
+    "a probe of broken tasks": (lambda: Probe((4,), n_tasks=8.0), "n_tasks is 8.0: it must be an integer$"),
+    "a name that is a number": (lambda: replace(run_config(), name=3), "name is 3: it must be text$"),
 }
 
 
@@ -953,6 +1016,10 @@ def test_a_run_without_positions_has_no_limit_of_points(name):
     assert (model.positions == "learned") == (name in ("transformer", "standard_hybrid"))
     if model.positions != "learned": replace(run_config(), train=replace(train_config(), model=model), exams=(Exam("none", 500),))
     assert isinstance(model, ModelConfig)
+
+
+def test_a_whole_number_does_for_a_rate():
+    assert train_config(lr=1, clip=None, seeds=(0, 1)).rates == (1, 1) and train_config(lr=(1, 0.5), seeds=(0, 1)).rates == (1, 0.5)
 
 
 def test_the_inner_precision_is_restored():

@@ -70,7 +70,7 @@ class TrainConfig:
             raise ValueError(f"lr has {len(self.lr)} rates for {len(self.seeds)} seeds: give one rate, or one a seed")
         if not all(rate > 0 for rate in self.rates): raise ValueError(f"lr is {self.lr}: it must be above 0")
         if self.clip is not None and not self.clip > 0: raise ValueError(f"clip is {self.clip}: it must be above 0, or None")
-        if self.stop_below is not None and not 0 < self.stop_below < math.inf: raise ValueError(f"stop_below is {self.stop_below}: it must be a number above 0, or None")
+        if self.stop_below is not None and not self.stop_below > 0: raise ValueError(f"stop_below is {self.stop_below}: it must be a number above 0, or None")
         if not self.weight_decay >= 0: raise ValueError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
         lookup(SCHEDULES, self.schedule, "schedule")
         lookup(PRECISIONS, self.precision, "precision")

@@ -139,10 +139,12 @@ def keep(tier: str, root: str, experiments: Iterable[str] = ()) -> None:
         files += [f"{name}/{tier}{ending}" for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json")]
         rests_on = load_dataset(source / name / f"{tier}.nc").attrs
         folders = [f"runs/{RunConfig.from_dict(run).folder}" for run in json.loads(rests_on["runs"]).values()] + [f"language/{LanguageRun.from_dict(run).folder}" for run in json.loads(rests_on.get("evaluations", "{}")).values()]
-        here = [f"{folder}/{file}" for folder in folders for file in ("record.nc", "cost.json")] + json.loads(rests_on["baselines"])
-        files += [file for file in here if (source / file).exists() or not (target / file).exists()]  # what was taken from the project is there
+        here = lambda file: (source / file).exists() or not (target / file).exists()  # what was taken from the project is there
+        files += [f"{folder}/{file}" for folder in folders if here(f"{folder}/record.nc") for file in ("record.nc", "cost.json")] + list(filter(here, json.loads(rests_on["baselines"])))
     contents = {file: (source / file).read_bytes() for file in dict.fromkeys(files)}
-    for file, content in contents.items(): write_atomically(target / file, content)
+    for file, content in contents.items():
+        if file.endswith("/record.nc"): (target / file).with_name("cost.json").unlink(missing_ok=True)  # the digest of a record that was there is not this one's
+        write_atomically(target / file, content)
 
 # %% ../nbs/14_cli.ipynb #9e6df456
 def summary(tier: str, root: str) -> str:

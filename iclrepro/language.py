@@ -28,7 +28,7 @@ from torch import Tensor
 from .language_models import LanguageModel, load_language_model, model_key
 from .language_tasks import chance, few_shot_questions, is_correct, language_task, majority_share, tokenizer_filter
 from .prompts import lookup
-from .results import load_dataset, provenance, save_dataset, write_atomically
+from .results import check_record, load_dataset, provenance, save_dataset, save_record, write_atomically
 from .runs import RunLock, WrongRun, check_device, peak_memory
 from .training import content_hash, essence
 
@@ -160,6 +160,7 @@ def find_language_record(run: LanguageRun, root: str | os.PathLike) -> xr.Datase
     try: same = LanguageRun.from_dict(json.loads(record.attrs["configuration"])) == run and record.attrs["pairs"] == run.pairs
     except (KeyError, TypeError, ValueError): same = False
     if not same: raise WrongRun(f"{path} belongs to another run than its folder says: move the folder away to run this one")
+    check_record(path)
     return record
 
 
@@ -201,8 +202,7 @@ def evaluate_language(
         record = make_language_record(run, model, cells)
         spent = {name: sum(cell.attrs[name] for cell in cells.values() if isinstance(cell, xr.Dataset)) for name in ("tokens", "seconds", "cpu_seconds")}
         cost = {**spent, "tokens": int(spent["tokens"]), "seconds": spent["seconds"] + loading, "peak_memory_bytes": peak_memory(), "threads": torch.get_num_threads(), "device": record.attrs["device"]}
-        write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
-        save_dataset(record, folder / "record.nc")
+        save_record(record, cost, folder)
         shutil.rmtree(folder / "cells", ignore_errors=True)
     return record
 

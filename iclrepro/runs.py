@@ -23,7 +23,7 @@ import xarray as xr
 from .evaluation import Exam
 from .probing import Probe
 from .prompts import check_types
-from .results import load_dataset
+from .results import check_record, load_dataset
 from .training import TrainConfig, check_points, content_hash, essence
 
 # %% ../nbs/10a_runs.ipynb #86b65f83
@@ -137,17 +137,18 @@ def parsed(text: str | bytes) -> RunConfig | None:
 
 
 def find_record(config: RunConfig, root: str | os.PathLike) -> xr.Dataset | None:
-    "The record of a complete run below `root`, or None. Raises `WrongRun` if the folder holds another run's record."
+    "The record of a complete run below `root`, or None. Raises `WrongRun` if the folder holds another run's record, `ValueError` if it is damaged."
     path = Path(root) / "runs" / config.folder / "record.nc"
     if not path.exists(): return None
     record = load_dataset(path)
     if parsed(record.attrs.get("configuration", "")) != config:
         raise WrongRun(f"{path} belongs to another configuration than its folder says: move the folder away to run this one")
+    check_record(path)
     return record
 
 
 def load_cost(config: RunConfig, root: str | os.PathLike) -> dict[str, Any]:
-    "What a complete run cost: seconds, steps per second, peak memory."
+    "What a complete run cost: seconds, steps per second, peak memory; and the record's digest."
     return json.loads((Path(root) / "runs" / config.folder / "cost.json").read_text())
 
 # %% ../nbs/10aa_running.ipynb #20fe50e2
@@ -159,7 +160,7 @@ from torch import Tensor
 
 from .evaluation import Summary, as_examinee, summarise, take
 from .probing import Reading, probed_tasks, take_probe
-from .results import exam_dataset, load_checkpoint, probe_dataset, provenance, save_checkpoint, save_dataset, write_atomically
+from .results import exam_dataset, load_checkpoint, probe_dataset, provenance, save_checkpoint, save_record, write_atomically
 from .training import NonFiniteLoss, Training, inner_precision, training_flops
 
 # %% ../nbs/10aa_running.ipynb #71983f79
@@ -289,8 +290,7 @@ def run(
         seconds = earlier + trained - started
         cost = {"training_seconds": seconds, "exam_seconds": examined - trained, "steps_per_second": training.step / seconds,
                 "peak_memory_bytes": peak_memory(), "threads": used, "device": there["device"]}
-        write_atomically(folder / "cost.json", json.dumps(cost, indent=1).encode())
-        save_dataset(record, folder / "record.nc")
+        save_record(record, cost, folder)
         report(Progress(config.name, "finished", training.step, training.step, float(record["loss"][:, -1].mean()), cost["steps_per_second"], 0.0))
     return record
 

@@ -23,13 +23,13 @@ from smoke_tier import ENVIRONMENT, changed, finished, reproduce, start, states
 from iclrepro.baselines import averaging
 from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, Claim, as_good_as_a_transformer, judge_all, judge_claim, keeps_accuracy, keeps_more_accuracy,
                              ledger, save_verdicts, to_markdown)
-from iclrepro.cli import examined, main, override, redraw_one
+from iclrepro.cli import examined, keep, main, override, redraw_one
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
 from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
 from iclrepro.prompts import Draws, Prompt
-from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset
-from iclrepro.runs import RunConfig
+from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset, save_record, write_atomically
+from iclrepro.runs import RunConfig, find_record, load_cost
 from iclrepro.shifts import fitting_shifts, sample_shifted
 from iclrepro.tasks import LinearRegression
 
@@ -654,6 +654,27 @@ def test_incomplete_results_are_not_kept_at_all(smoke, command_line, elsewhere, 
     status, said = command_line("keep", "--tier", "smoke", "--root", root)
     assert status == 2 and str(root / "sparse_parity" / "smoke.svg") in said
     assert states(elsewhere) == before
+
+
+def test_a_record_that_is_kept_in_the_place_of_another_is_readable_at_any_moment(elsewhere, tmp_path, monkeypatch):
+    config = experiment_runs("sparse_parity", "smoke")["Transformer"]
+    for value, root in ((1.0, elsewhere), (2.0, tmp_path / "root")):
+        save_record(xr.Dataset({"score": value}, attrs={"configuration": json.dumps(config.to_dict())}), {"training_seconds": value}, root / "runs" / config.folder)
+    drawn = tmp_path / "root" / "sparse_parity"
+    save_dataset(xr.Dataset(attrs={"runs": json.dumps({"Transformer": config.to_dict()}), "baselines": "[]"}), drawn / "smoke.nc")
+    for ending in (".csv", ".svg", ".vl.json", ".verdicts.json"): (drawn / f"smoke{ending}").write_text("")
+    seen = []
+
+    def watched(path, content):
+        seen.append(float(find_record(config, elsewhere)["score"]))
+        write_atomically(path, content)
+        seen.append(float(find_record(config, elsewhere)["score"]))
+
+    monkeypatch.setattr("iclrepro.cli.write_atomically", watched)
+    keep("smoke", tmp_path / "root", ["sparse_parity"])
+    assert sorted(set(seen)) == [1.0, 2.0] and seen == sorted(seen) and load_cost(config, elsewhere)["training_seconds"] == 2.0
+    (tmp_path / "root" / "runs" / config.folder / "cost.json").unlink()
+    with pytest.raises(FileNotFoundError, match="cost.json"): keep("smoke", tmp_path / "root", ["sparse_parity"])
 
 
 def test_a_run_that_fails_is_named_with_its_reason(smoke, tmp_path):

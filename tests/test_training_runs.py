@@ -1,10 +1,12 @@
 """Training against a loop with Adam written out; runs that are killed, resumed, raced, spoilt and misled."""
+import hashlib
 import itertools
 import json
 import math
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -173,7 +175,7 @@ def replace_step(training, step):
 
 @pytest.mark.parametrize("value", [0, 0.0, -0.1, math.nan, math.inf])
 def test_a_limit_that_no_loss_can_pass_or_any_does_is_refused(value):
-    with pytest.raises(ValueError, match="stop_below is .*: it must be a number above 0, or None"): learning(stop_below=value)
+    with pytest.raises(ValueError, match="stop_below is .*: it must be (a number above 0, or None|a finite number or None)"): learning(stop_below=value)
 
 
 @pytest.mark.parametrize("parts", [(1, 1, 1, 99), (4, 99, 3, 1, 99), (5, 2, 2, 2, 99)])
@@ -709,6 +711,26 @@ def test_a_checkpoint_that_does_not_say_where_it_was_made_resumes(tmp_path):
     save_checkpoint(state, checkpoint_of(config, tmp_path))
     run(config, tmp_path)
     assert_same_run(config, tmp_path, whole)
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path):
+    config = run_config(steps=10)
+    record = run(config, tmp_path)
+    path, cost = record_of(config, tmp_path), record_of(config, tmp_path).with_name("cost.json")
+    assert load_cost(config, tmp_path)["record_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    good = path.read_bytes()
+    changed = good.replace(record["score"].values.astype(">f8").tobytes()[:8], b"\x3f" + bytes(7))
+    assert changed != good
+    path.write_bytes(changed)
+    for ask in (find_record, run):
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))} is damaged.*delete it to have it made again"): ask(config, tmp_path)
+    data = json.loads(cost.read_text())
+    del data["record_sha256"]
+    for content in (json.dumps(data), None):  # as runs of before left it, or not at all
+        cost.unlink() if content is None else cost.write_text(content)
+        assert find_record(config, tmp_path) is not None
+    path.unlink()
+    assert run(config, tmp_path).identical(record) and path.read_bytes() == good
 
 
 def test_a_seed_has_the_same_record_alone(tmp_path):

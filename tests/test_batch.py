@@ -440,7 +440,8 @@ def test_the_plain_command_that_is_asked_to_stop_saves(number, signals, tmp_path
     thread = meanwhile(stop)
     assert main(ask) == 130 and capsys.readouterr().err.splitlines()[-1] == "stopped; the next call goes on from here"
     thread.join()
-    assert 15 <= load_checkpoint(folder_of(held_up, tmp_path) / "checkpoint.pt")["step"] < 200 and not folder_of(other, tmp_path).exists()
+    # 10 if the signal came between what was told there and the question whether to stop.
+    assert 10 <= load_checkpoint(folder_of(held_up, tmp_path) / "checkpoint.pt")["step"] < 200 and not folder_of(other, tmp_path).exists()
     assert main(ask) == 0 and begun(held_up) == 1
     for each in (held_up, other): assert_as_if_alone(each, tmp_path, tmp_path)
 

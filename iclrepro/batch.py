@@ -216,14 +216,23 @@ class Batch:
 
 
 @contextmanager
-def requests_to_stop() -> Iterator[list[int]]:
+def requests_to_stop(
+    once: bool = False,  # a second one does what it did before
+) -> Iterator[list[int]]:
     "Within it SIGINT and SIGTERM are collected in a list, instead of ending the process (in the main thread; others receive none)."
     requests: list[int] = []
-    here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, lambda number, frame: requests.append(number)) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
-    try: yield requests
-    finally:
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
         for number, handler in before.items(): signal.signal(number, handler)
+
+    def note(number: int, frame: Any) -> None:
+        requests.append(number)
+        if once: restore()
+
+    if threading.current_thread() is threading.main_thread(): before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try: yield requests
+    finally: restore()
 
 
 def train_all(
@@ -288,9 +297,9 @@ def train_and_show(configs: Iterable[RunConfig], root: str, devices: Sequence[st
 
 
 def train_here(configs: Iterable[RunConfig], root: str, device: str, quiet: bool) -> int:
-    "Make the runs that are not complete in this process, one at a time; returns an exit status, as `train_and_show` does."
+    "Make the runs that are not complete in this process, one at a time; returns an exit status, as `train_and_show` does. Asked to stop a second time, the process ends at once."
     check_device(device)
-    with requests_to_stop() as requests:
+    with requests_to_stop(once=True) as requests:
         stop = lambda: bool(requests)
         return shown(quiet, lambda report, say: one_by_one(configs, root, lambda config, report: run(config, root, device, report, stop=stop), report, say, stop))
 

@@ -427,6 +427,23 @@ def test_what_to_train_is_asked_in_one_way(words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_second_request_to_stop_does_what_it_did_before(number):
+    former = []
+    before = {each: signal.signal(each, lambda number, frame: former.append(number)) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with batch.requests_to_stop(once=True) as requests:
+            for _ in range(2): signal.raise_signal(number)
+            assert requests == former == [number]
+        with batch.requests_to_stop() as requests:
+            for _ in range(2): signal.raise_signal(number)
+            assert requests == [number] * 2 and former == [number]
+        signal.raise_signal(number)
+        assert former == [number] * 2
+    finally:
+        for each, handler in before.items(): signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_the_plain_command_that_is_asked_to_stop_saves(number, signals, tmp_path, capsys):
     held_up, other = gated(tmp_path / "gate", steps=200), config()
     save_configs([held_up, other], tmp_path / "list.json")

@@ -1,4 +1,5 @@
 """A run that several processes share equals the run of one: gradients, losses, checkpoints, failures, and under torchrun."""
+import contextlib
 import copy
 import io
 import multiprocessing
@@ -266,16 +267,17 @@ def test_nobody_waits_for_a_process_that_died():
         assert ranks.pipes[0].poll(120) and pickle.loads(ranks.pipes[0].recv_bytes()) == "noticed"
 
 
-def made_together(path, root): return command(["train", "--config", path, "--root", root, "--quiet"])
+def made_together(path, root):
+    with contextlib.redirect_stderr(io.StringIO()) as said: return command(["train", "--config", path, "--root", root, "--quiet"]), said.getvalue()  # each process has its own
 
 
-def test_the_command_makes_a_list_together_and_names_what_failed(tmp_path, capfd):
+def test_the_command_makes_a_list_together_and_names_what_failed(tmp_path):
     configs = [run_config("a"), run_config("wild", lr=1e30, clip=None), run_config("b", steps=5), run_config("lonely", batch_size=1, steps=10_000)]  # the longest is begun first
     run(configs[2], tmp_path)
     for chosen, status in ((configs, 1), (configs[:3:2], 0)):
         save_configs(chosen, tmp_path / "list.json")
-        assert called_by(2, made_together, str(tmp_path / "list.json"), str(tmp_path)) == [status, 0]
-        said = capfd.readouterr().err
+        (first, said), (second, silence) = called_by(2, made_together, str(tmp_path / "list.json"), str(tmp_path))
+        assert (first, second, silence) == (status, 0, "")
         assert (f"failed: {configs[3].folder}: batch_size is 1: 2 processes need at least one prompt each, start fewer" in said) == (status == 1) == (f"failed: {configs[1].folder}: wild" in said), said
     assert {path.parent.name for path in tmp_path.rglob("record.nc")} == {configs[0].folder, configs[2].folder}
 

@@ -40,7 +40,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="iclrepro-") as folder:
         executed = Path(folder) / target.name  # two processes may draw the same
         sockets = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
-        try: papermill.execute_notebook(notebook, executed, dict(parameters), progress_bar=False, cwd=notebook.parent, config=sockets, extra_arguments=["--log-level=ERROR"])
+        try: papermill.execute_notebook(notebook, executed, dict(parameters), progress_bar=False, cwd=notebook.parent, config=sockets, extra_arguments=["--log-level=CRITICAL"])  # a kernel that is told to end may log that it was interrupted
         except papermill.PapermillExecutionError:
             put(executed, target.with_name(f".{target.name}"))
             raise

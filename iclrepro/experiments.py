@@ -269,6 +269,7 @@ from .evaluation import Exam, as_baseline_examinee, summarise, take
 from .prompts import lookup
 from .results import exam_dataset, load_dataset, provenance, save_dataset
 from .runs import RunConfig
+from .shifts import scale_of
 from .tasks import ChainOfThought, SparseParity, Task, VectorMQAR, task_to_dict
 from .training import content_hash
 
@@ -327,7 +328,7 @@ def no_context(task: Task) -> float:
         return (1 + sum(math.comb(d, m) * abs(total) for m, total in enumerate(sums)) / 2**d / math.comb(d, k)) / 2
     if isinstance(task, ChainOfThought): return float(task.dim)  # its score is not divided by d
     if isinstance(task, VectorMQAR): return 1.0
-    return getattr(task, "scale", 1.0)**2 * task.normaliser / task.dim
+    return scale_of(task)**2 * task.normaliser / task.dim
 
 # %% ../nbs/12_numbers.ipynb #4565cdb3
 def standing_on(settings: Settings, records: Mapping[str, xr.Dataset], baselines: Sequence[str] = (), evaluations: Mapping[str, xr.Dataset] = {}) -> dict[str, str]:

@@ -11,8 +11,8 @@ import xarray as xr
 
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, later_at_the_largest, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
-from iclrepro.experiments import (COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
-                                  experiment_runs, learnt_loss, median_steps, published, task_runs)
+from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
+                                  experiment_runs, learnt_loss, median_steps, project_root, published, task_runs)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
@@ -152,10 +152,23 @@ def test_the_gpu_tier_has_the_papers_sizes_and_the_same_task():
     for label in runs:
         a, b = runs[label].train, paper[label].train
         assert replace(a, steps=b.steps, seeds=b.seeds, precision=b.precision, stop_below=b.stop_below) == b and a.stop_below <= b.stop_below and b.steps == 500_001
-        assert a.steps <= 75_000 or label.startswith(("Mamba, ", "MambaFormer, ")), "what is late is waited for as long as a claim needs"
+        assert a.steps <= 75_000 or label.startswith(("Mamba, ", "MambaFormer, ", "Transformer, ", LARGE_POSITIONS)), "what is late is waited for as long as a claim needs"
     assert set(published("park_parity_convergence").model.replace("Transformer w/ initial Mamba", "Transformer with initial Mamba")) | {LARGE_POSITIONS} == {label.rsplit(", ", 1)[0] for label in runs}
     sizes = {f"{row.layers} x {row.width}" for row in published("park_parity_convergence").itertuples()}
     assert sizes == {label.rsplit(", ", 1)[1] for label in runs}
+
+
+def test_what_never_learns_is_waited_for_as_long_as_in_the_paper():
+    "In units of what Mamba took: the paper's runs of 500,000 steps by the paper's Mamba, ours by our stored Mamba."
+    rows = published("park_parity_convergence")
+    theirs = {f"{row.layers} x {row.width}": row.median_steps for row in rows[rows.model == "Mamba"].itertuples()}
+    ours = load_dataset(project_root() / COMMITTED / "park_parity_convergence" / "gpu.nc")
+    runs = convergence_runs("gpu")
+    for size in theirs:
+        mamba = np.median(ours["converged"].sel(label=f"Mamba, {size}").values)
+        for model in ("Transformer", *([LARGE_POSITIONS] if size != "2 x 256" else [])):
+            steps = runs[f"{model}, {size}"].train.steps
+            assert steps / mamba >= 500_000 / theirs[size], f"{model}, {size}: {steps} steps, {mamba} of Mamba"
 
 
 def test_runs_are_shared_and_every_tier_has_them():
@@ -298,6 +311,8 @@ def differences(a, b, path=()):
 def test_two_ways_differ_in_one_thing(name, tier):
     for first, second in COMPARISONS[name].runs(tier).values():
         found = differences(first.train.to_dict(), second.train.to_dict())
+        if COMPARISONS[name].measure == "steps" and found.pop("steps", None):  # how long is waited for what is measured, at a constant rate
+            assert first.train.schedule == second.train.schedule == "constant" and first.train.steps < second.train.steps and second.train.model.position_std == 1.0
         assert found.keys() == DIFFERS[name].keys()
         for path, values in DIFFERS[name].items(): assert values is None or found[path] == values
         asked = [{exam.shift: (exam.n_points, exam.at) for exam in run.exams}["none"] for run in (first, second)]

@@ -132,6 +132,13 @@ def test_sensitivity_is_a_ratio_of_ratios(transformer, mamba, verdict):
     assert more_sensitive_chain("mamba", "transformer")(numbers)[0] == verdict
 
 
+@pytest.mark.parametrize("half_width, verdict", [(0.0124, REPRODUCED), (0.0126, PARTLY)])
+def test_sensitivity_is_told_beyond_the_intervals(half_width, verdict):
+    "At 0.0125 the least that one may have grown is the most that the other may: 0.1875 / 0.0625 and 0.1125 / 0.0375."
+    numbers = invented(chain(0.05, 0.05, "chain_of_thought_narrow") | chain(0.1, 0.2, "chain_of_thought_wide"), half_width)
+    assert more_sensitive_chain("mamba", "transformer")(numbers)[0] == verdict
+
+
 def recall(transformer, mamba, narrow=1.0): return chain(transformer, mamba, "vector_mqar") | {("vector_mqar_narrow", "mamba"): narrow}
 
 

@@ -252,6 +252,7 @@ class _Diagonal(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_out, *_):
         first_derivatives_only("CUDA")
+        if g_out is None: return (None,) * 6  # the loss does not depend on the output
         u, log_dt, A_log, A_imag, C, D, w, c, kept = ctx.saved_tensors
         (batch, length, channels), (members, _, pairs) = u.shape, A_log.shape
         source, (rows, step), (g_rows, g_step), g_u = _diagonal_source(u.dtype, channels, pairs), _walked(u), _walked(g_out), u.new_empty(u.shape)

@@ -5,6 +5,7 @@ import emulator
 import pytest
 import torch
 from diagonal_cases import assert_same, found, inputs, loop
+from test_scan import gradients_of_the_unheard
 
 from iclrepro import diagonal_cuda as diagonal, kernels
 
@@ -75,6 +76,12 @@ def test_a_half_of_a_wider_tensor_is_read_in_place(emulated, function):
     assert torch.equal(getattr(diagonal, function)(wide[..., 8:], *rest), getattr(diagonal, function)(u, *rest))
     strided, plain = (diagonal._walked(x) for x in (wide[..., 8:], wide[..., 8:].mT))
     assert strided[0].data_ptr() == wide[..., 8:].data_ptr() and strided[1] == 16 and plain[0].is_contiguous()
+
+
+@pytest.mark.parametrize("length", [4, 40])
+def test_an_output_without_a_gradient_has_none_to_pass_on(emulated, length):
+    named = dict(zip(("u", "log_dt", "A_log", "A_imag", "C", "D"), inputs(2, length, 3, 4)))
+    assert not any(g is not None and g.any() for g in gradients_of_the_unheard(diagonal.state_space_cuda, named))
 
 
 def test_the_definition_is_that_of_the_block():

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from emulator import COMPILER, Emulator
+from test_scan import gradients_of_the_unheard
 
 from iclrepro import kernels, scan_cuda
 from iclrepro.prompts import Draws
@@ -246,6 +247,11 @@ def test_an_empty_batch(emulator):
     assert out.shape == (0, 3, 32) and all(g.abs().sum() == 0 for g in gradients)
     out, *gradients = output_and_gradients(conv_cuda, conv_inputs(0, 3, 32))
     assert out.shape == (0, 3, 32) and all(g.abs().sum() == 0 for g in gradients)
+
+
+def test_an_output_without_a_gradient_has_none_to_pass_on(emulator):
+    assert not any(g is not None for g in gradients_of_the_unheard(scan_cuda.scan_cuda, scan_inputs(1, 2, 32)))
+    assert not any(g.any() for g in gradients_of_the_unheard(conv_cuda, conv_inputs(1, 2, 32)))
 
 
 def test_a_second_derivative_is_refused_not_wrong(emulator):

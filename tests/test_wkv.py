@@ -4,6 +4,7 @@ import os
 import emulator
 import pytest
 import torch
+from test_scan import gradients_of_the_unheard
 
 from iclrepro import wkv as module
 from iclrepro import wkv_cuda as cuda
@@ -216,6 +217,10 @@ def test_nothing_is_kept_without_gradients_and_an_empty_batch_is_one(kernel):
     tensors = inputs(2, 9, 6)
     with torch.no_grad(): assert torch.equal(kernel(**tensors), kernel(**{name: x.requires_grad_() for name, x in tensors.items()}).detach())
     assert kernel(tensors["k"][:0], tensors["v"][:0], tensors["decay"], tensors["bonus"]).shape == (0, 9, 6)
+
+
+def test_an_output_without_a_gradient_has_none_to_pass_on(kernel):
+    assert not any(g is not None for g in gradients_of_the_unheard(kernel, inputs(1, 5, 3)))
 
 
 def test_second_derivatives_are_refused(kernel):

@@ -167,6 +167,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) diagonal_backward(const Dia
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #484496fd
 from .kernels import first_derivatives_only, fused_members, launch, mapped_by
+from .scan import _check
 from .scan_cuda import _MACHINE, _NUMBERS, _source, _vector, _walked
 
 # %% ../nbs/03i_diagonal_parameters.ipynb #f25be127
@@ -265,6 +266,10 @@ class _Diagonal(torch.autograd.Function):
         return g_u, *found, totals[:, -1]
 
 
+_MOST_PAIRS = 128  # four for each of the 32 lanes between which a shuffle can add
+_AXES = {"u": "batch length channels", "log_dt": "channels", "A_log": "channels pairs", "A_imag": "channels pairs", "C": "channels pairs parts", "D": "channels"}
+
+
 def diagonal_cuda(
     u: Tensor,       # (batch, length, channels), float32 or bfloat16; the others float32
     log_dt: Tensor,  # (channels,), log of the step
@@ -273,11 +278,13 @@ def diagonal_cuda(
     C: Tensor,       # (channels, pairs, 2), real and imaginary part
     D: Tensor,       # (channels,), the skip
 ) -> Tensor:         # (batch, length, channels), as is u
-    "S4D and its skip, fused, on a GPU, for up to 128 pairs. Gradients are added in a fixed order."
+    "S4D and its skip, fused, on a GPU. Gradients are added in a fixed order. Raises ValueError for more than 128 pairs, and for shapes, dtypes or devices that disagree."
+    sizes = _check(_AXES, u=u, log_dt=log_dt, A_log=A_log, A_imag=A_imag, C=C, D=D)
+    if sizes["pairs"] > _MOST_PAIRS or sizes["parts"] != 2: raise ValueError(f"C has shape {tuple(C.shape)}: expected (channels, pairs, 2) with at most {_MOST_PAIRS} pairs")
     log_dt, A_log, A_imag, C, D = (x.float() for x in (log_dt, A_log, A_imag, C, D))
     pairs, full = C.shape[-2], 4
     while full < pairs: full *= 2
-    if full > pairs:  # pairs that are never read
+    if full > pairs:  # pairs that are read out with weight 0
         A_log, A_imag = (torch.nn.functional.pad(x, (0, full - pairs)) for x in (A_log, A_imag))
         C = torch.nn.functional.pad(C, (0, 0, 0, full - pairs))
     return _Diagonal.apply(u, log_dt[None], A_log[None], A_imag[None], C[None], D[None])[0]
@@ -423,9 +430,10 @@ class _Convolve(torch.autograd.Function):
 
 def convolve_cuda(
     u: Tensor,       # (batch, length, channels), float32 or bfloat16
-    kernel: Tensor,  # (length, channels), float32
+    kernel: Tensor,  # (lags, channels), float32; lags that are missing are 0
 ) -> Tensor:         # (batch, length, channels), as is u
-    "Causal convolution of each channel with its kernel, on a GPU: as many operations as pairs of tokens. Gradients are added in a fixed order."
+    "Causal convolution of each channel with its kernel, on a GPU: as many operations as pairs of tokens. Gradients are added in a fixed order. Raises ValueError for shapes, dtypes or devices that disagree."
+    _check({"u": "batch length channels", "kernel": "lags channels"}, u=u, kernel=kernel)
     missing = -kernel.shape[1] % 32, _whole_tiles(u.shape[1]) - len(kernel)
     if any(missing): kernel = F.pad(kernel, (0, missing[0], 0, missing[1]))
     return _Convolve.apply(u, kernel.float()[None])[0]
@@ -439,9 +447,11 @@ def state_space_cuda(
     C: Tensor,       # (channels, pairs, 2), real and imaginary part
     D: Tensor,       # (channels,), the skip
 ) -> Tensor:         # (batch, length, channels), as is u
-    "S4D and its skip on a GPU, walked or, where that is shorter, convolved."
+    "S4D and its skip on a GPU, walked or, where that is shorter, convolved. Raises ValueError as `diagonal_cuda` does."
+    if not shorter_as_convolution(u.shape[1], A_log.shape[-1]): return diagonal_cuda(u, log_dt, A_log, A_imag, C, D)
+    _check(_AXES, u=u, log_dt=log_dt, A_log=A_log, A_imag=A_imag, C=C, D=D)
     length, channels = u.shape[1:]
-    if not shorter_as_convolution(length, A_log.shape[-1]): return diagonal_cuda(u, log_dt, A_log, A_imag, C, D)
+    log_dt, A_log, A_imag, C, D = (x.float() for x in (log_dt, A_log, A_imag, C, D))
     one = torch.zeros(1, _whole_tiles(length), channels, device=u.device, dtype=torch.float32)
     one[:, 0] = 1
     return convolve_cuda(u, diagonal_cuda(one, log_dt, A_log, A_imag, C, D)[0])

@@ -76,6 +76,7 @@ def _cached(key: str) -> Path:
 
 def _keep(path: Path, data: bytes) -> None:
     """Write a file so that others see all of it or nothing."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)
@@ -83,7 +84,7 @@ def _keep(path: Path, data: bytes) -> None:
             file.write(data)
         os.replace(temporary, path)
     except OSError:
-        pass
+        if temporary: Path(temporary).unlink(missing_ok=True)
 
 # %% ../nbs/03c_kernels.ipynb #a3eaead1
 def compiled(

@@ -329,6 +329,12 @@ def test_a_cache_that_cannot_be_written_stops_nobody(compiler, tmp_path):
     assert len(compiler) == 2
 
 
+def test_code_that_could_not_be_written_whole_leaves_nothing_behind(compiler, tmp_path, monkeypatch):
+    def full(*_): raise OSError("no space left on device")
+    monkeypatch.setattr(os, "replace", full)
+    assert kernels.compiled("int x;", "sm_90") == b"code" and list((tmp_path / "iclrepro").iterdir()) == []
+
+
 def test_what_the_cuda_backend_takes(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", types.ModuleType("cuda.bindings"))
     monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))

@@ -23,7 +23,7 @@ from torch import Tensor
 def first_derivatives_only(kernels: str) -> None:
     """Raise RuntimeError in a backward pass that is itself recorded, as under create_graph=True."""
     if torch.is_grad_enabled():
-        raise RuntimeError(f"the {kernels} kernels have first derivatives only: use backend='torch' with create_graph=True")
+        raise RuntimeError(f"the {kernels} kernels have first derivatives only: use backend='torch', or the function that ends in _torch, with create_graph=True")
 
 
 def _members_in_front(members: int, axes: tuple, inputs: tuple) -> list:

@@ -94,10 +94,11 @@ def causal_attention(
 ) -> Tensor:  # (batch, length, d_model), head after head
     """The attention of `attention_loop`, by the kernels where they run on a GPU and else by PyTorch, or by the backend named; under `torch.vmap`, of many members.
 
-    Raises ValueError for a shape that is none of heads, for an unknown backend, and for one that cannot serve, saying why.
+    Raises ValueError for a shape that is none of heads, for numbers that are not floating-point, for an unknown backend, and for one that cannot serve, saying why.
     """
     lookup({"auto": "the fastest", **BACKENDS}, backend, "backend")
     if qkv.ndim != 3 or 0 in qkv.shape[1:]: raise ValueError(f"qkv has shape {tuple(qkv.shape)}: expected (batch, length, 3 d_model), and only batch may be 0")
+    if not qkv.is_floating_point(): raise ValueError(f"qkv is {qkv.dtype}: it must be floating-point, such as torch.float32")
     if n_heads < 1 or qkv.shape[-1] % (3 * n_heads): raise ValueError(f"n_heads is {n_heads}: it must be at least 1 and divide a third of the last axis of qkv, {qkv.shape[-1]}")
     kernels, width = import_module("iclrepro.attention_triton"), qkv.shape[-1] // (3 * n_heads)
     if backend == "auto": backend = "triton" if qkv.is_cuda and not kernels.refusal(qkv, width) and kernels.compiles(qkv.device) else "torch"

@@ -192,7 +192,7 @@ def attention_triton(
     qkv: Tensor,  # (batch, length, 3 d_model), float32 or bfloat16
     n_heads: int,
 ) -> Tensor:  # (batch, length, d_model)
-    """`iclrepro.attention.attention_loop` by these kernels, with float32 inside; products of float32 numbers are exact or TF32, as `torch.set_float32_matmul_precision` says."""
+    """`iclrepro.attention.attention_loop` by these kernels, with float32 inside; products of float32 numbers are exact or TF32, as `torch.set_float32_matmul_precision` says. Shapes are checked by `causal_attention`, and what else it needs by `refusal`."""
     return _Attention.apply(qkv, n_heads, "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32")[0]
 
 # %% ../nbs/03ga_attention_triton.ipynb #de432ec9

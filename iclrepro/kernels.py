@@ -23,7 +23,7 @@ from torch import Tensor
 def first_derivatives_only(kernels: str) -> None:
     """Raise RuntimeError in a backward pass that is itself recorded, as under create_graph=True."""
     if torch.is_grad_enabled():
-        raise RuntimeError(f"the {kernels} kernels have first derivatives only: use backend='torch' with create_graph=True")
+        raise RuntimeError(f"the {kernels} kernels have first derivatives only: use backend='torch', or the function that ends in _torch, with create_graph=True")
 
 
 def _members_in_front(members: int, axes: tuple, inputs: tuple) -> list:
@@ -76,6 +76,7 @@ def _cached(key: str) -> Path:
 
 def _keep(path: Path, data: bytes) -> None:
     """Write a file so that others see all of it or nothing."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)
@@ -83,7 +84,7 @@ def _keep(path: Path, data: bytes) -> None:
             file.write(data)
         os.replace(temporary, path)
     except OSError:
-        pass
+        if temporary: Path(temporary).unlink(missing_ok=True)
 
 # %% ../nbs/03c_kernels.ipynb #a3eaead1
 def compiled(

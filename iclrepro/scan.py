@@ -64,10 +64,10 @@ def linear_recurrence(
     a: Tensor,  # (batch, length, ...), decays
     b: Tensor,  # (batch, length, ...), what is added
 ) -> Tensor:  # (batch, length, ...)
-    """All states of `h_t = a_t h_{t-1} + b_t` with `h_0 = 0`, in a depth logarithmic in the length."""
+    """All states of `h_t = a_t h_{t-1} + b_t` with `h_0 = 0`, in a depth logarithmic in the length. Raises ValueError unless a and b have as many tokens, at least one."""
     length = b.shape[1]
-    if length == 1:
-        return b
+    if not length or a.shape[1] != length: raise ValueError(f"a has {a.shape[1]} tokens and b has {length}: they must have as many, at least 1")
+    if length == 1: return b
     pairs = length // 2
     a_first, b_first, a_second, b_second = a[:, 0::2], b[:, 0::2], a[:, 1::2], b[:, 1::2]
     h_second = linear_recurrence(a_second * a_first[:, :pairs], a_second * b_first[:, :pairs] + b_second)

@@ -50,9 +50,6 @@ def _horner(coefficients: list[float], variable: str) -> str:
         text = f"fmaf({variable}, {text}, {c:.8e}f)"
     return text
 
-
-_horner([1.0, -0.5, 0.25], "e")
-
 # %% ../nbs/03d_scan_cuda.ipynb #3da3ae8f
 _NUMBERS = r"""
 constexpr float LOG2E = 1.44269504f;
@@ -327,6 +324,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_out, *_):
         first_derivatives_only("CUDA")
+        if g_out is None: return (None,) * 10  # the loss does not depend on the output
         return *_scan_backward(g_out, *ctx.saved_tensors, ctx.softplus), None, None
 
 
@@ -710,9 +708,6 @@ def _conv_grid(length: int) -> tuple[int, int]:
 def _conv_source(dtype: torch.dtype, channels: int, silu: bool, last: tuple[str, ...], **steps: int) -> str:
     """C++ of the convolution one way or the other: what both need and the last pieces, for so many numbers from one token to the next."""
     return _source((_MACHINE, _NUMBERS, _CONV, *last), dtype, CHANNELS=channels, SILU=silu, **steps)
-
-
-_conv_grid(82)
 
 # %% ../nbs/03e_conv_cuda.ipynb #475cadbd
 def _conv_forward(x, weight, bias, silu: bool) -> Tensor:

@@ -51,7 +51,7 @@ _LOG2E = np.float32(np.log2(np.e))
 # %% ../nbs/03a_scan_numba.ipynb #6182690a
 @partial(_jit, fastmath=("contract",))  # reassociation would cancel the two additions of _ROUND
 def _exp2(x: np.float32) -> np.float32:
-    """2 to the power x; 0 below -126.5, infinite from 127.5 on, NaN for NaN."""
+    """2 to the power x; 0 from -126.5 down, infinite above 127.5, NaN for NaN."""
     x = _LOWEST if x < _LOWEST else x
     x = _HIGHEST if x > _HIGHEST else x
     rounded = np.float32(x + _ROUND)
@@ -262,6 +262,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_out, *_):
         first_derivatives_only("numba")
+        if g_out is None: return (None,) * 10  # the loss does not depend on the output
         u, dt, A, B, C, D, z, dt_bias, y, kept = ctx.saved_tensors
         (batch, _, channels), states = u.shape, A.shape[1]
         empty = u.new_empty

@@ -74,6 +74,7 @@ def conv_plain(
 ) -> Tensor:  # (batch, length, channels)
     """`conv_loop` by PyTorch's own convolution, as mamba-ssm and transformers write it."""
     channels, width = weight.shape
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # parameters may be float32 beside bfloat16
     y = F.conv1d(x.mT, weight[:, None], bias, padding=width - 1, groups=channels)[..., : x.shape[1]].mT
     return F.silu(y) if silu else y
 

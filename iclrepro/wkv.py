@@ -74,7 +74,10 @@ def _function(
     lookup({"auto": "the first that serves", **BACKENDS}, backend, "backend")
     refusals = {name: scan.BACKENDS[name].refusal(like) for name in (BACKENDS if backend == "auto" else [backend])}
     serves = [name for name, refusal in refusals.items() if not refusal]
-    if not serves: raise ValueError("; ".join(f"backend {name!r} {refusal}" for name, refusal in refusals.items()) + " (convert the tensors, or use backend='auto')")
+    if not serves:
+        usable = [name for name in BACKENDS if not scan.BACKENDS[name].refusal(like)]
+        advice = f"usable here: {', '.join(usable)}, or auto" if usable else "convert the tensors first"
+        raise ValueError("; ".join(f"backend {name!r} {refusal}" for name, refusal in refusals.items()) + f" ({advice})")
     return getattr(import_module(BACKENDS[serves[0]]), f"{operation}_{serves[0]}")
 
 
@@ -130,5 +133,6 @@ def token_shift(
 
 
 def squared_relu(x: Tensor) -> Tensor:  # (batch, ...)
-    "`squared_relu_torch`, by the fastest way; under `torch.vmap`, of many members."
+    "`squared_relu_torch`, by the fastest way; under `torch.vmap`, of many members. Raises ValueError for a tensor without a batch, and for a dtype that no way serves."
+    if not x.ndim: raise ValueError("x has shape (): expected (batch, ...)")
     return _function("squared_relu", x)(x)

@@ -180,6 +180,7 @@ class _Average(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_out, *_):
         first_derivatives_only("CUDA")
+        if g_out is None: return (None,) * 5  # the loss does not depend on the output
         k, v, rate, bonus, kept = ctx.saved_tensors
         (batch, _, channels), members = k.shape, len(rate)
         g_k, g_v, g_shared = k.new_empty(k.shape), k.new_empty(k.shape), kept.new_empty(batch, 2, channels)

@@ -125,6 +125,7 @@ class _Average(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_out, *_):
         first_derivatives_only("numba")
+        if g_out is None: return (None,) * 5  # the loss does not depend on the output
         k, v, rate, bonus, kept = ctx.saved_tensors
         g_k, g_v, shared, total = k.new_empty(k.shape), k.new_empty(k.shape), k.new_empty(len(k), 2, k.shape[2]), k.new_empty(2, k.shape[2])
         _over_batch(_wkv_backward, len(k), 2 * _WORK * k.numel(), *_arrays(k, v, rate, bonus, kept, g_out, g_k, g_v, shared))
@@ -217,12 +218,16 @@ def _square_backward(x, g_out, g_x, first, last):
             g_x[row, i] = g_out[row, i] * (value + value)
 
 
+def _lines(x: Tensor) -> Tensor:  # (batch, ...) -> (batch, numbers)
+    return x.unsqueeze(-1).flatten(1)
+
+
 @mapped_by(fused_members)
 class _Square(torch.autograd.Function):
     @staticmethod
     def forward(x):
         out = x.new_empty(x.shape)
-        _over_batch(_square_forward, len(x), x.numel(), *_arrays(x.flatten(1), out.flatten(1)))
+        _over_batch(_square_forward, len(x), x.numel(), *_arrays(*map(_lines, (x, out))))
         return (out,)
 
     @staticmethod
@@ -234,7 +239,7 @@ class _Square(torch.autograd.Function):
         first_derivatives_only("numba")
         (x,) = ctx.saved_tensors
         g_x = x.new_empty(x.shape)
-        _over_batch(_square_backward, len(x), x.numel(), *_arrays(x.flatten(1), g_out.flatten(1), g_x.flatten(1)))
+        _over_batch(_square_backward, len(x), x.numel(), *_arrays(*map(_lines, (x, g_out, g_x))))
         return g_x
 
 

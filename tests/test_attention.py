@@ -127,6 +127,12 @@ def test_bad_arguments_are_named(shape, heads, backend, message):
     with pytest.raises(ValueError, match=message): causal_attention(torch.zeros(shape), heads, backend)
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch", "loop"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_numbers_that_are_not_floating_point_are_refused(backend, dtype):
+    with pytest.raises(ValueError, match=f"qkv is {dtype}: it must be floating-point"): causal_attention(torch.ones(1, 2, 48).to(dtype), 2, backend)
+
+
 @pytest.mark.parametrize("kind, width, message", [
     ({"dtype": torch.float64}, 16, r"'triton' takes torch.float32 or torch.bfloat16, not torch.float64 \(usable here: torch, loop, or auto\)"),
     ({}, 129, "takes heads of width 1 to 128, not 129"),

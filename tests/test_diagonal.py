@@ -5,6 +5,7 @@ import emulator
 import pytest
 import torch
 from diagonal_cases import assert_same, found, inputs, loop
+from test_scan import gradients_of_the_unheard
 
 from iclrepro import diagonal_cuda as diagonal, kernels
 
@@ -75,6 +76,39 @@ def test_a_half_of_a_wider_tensor_is_read_in_place(emulated, function):
     assert torch.equal(getattr(diagonal, function)(wide[..., 8:], *rest), getattr(diagonal, function)(u, *rest))
     strided, plain = (diagonal._walked(x) for x in (wide[..., 8:], wide[..., 8:].mT))
     assert strided[0].data_ptr() == wide[..., 8:].data_ptr() and strided[1] == 16 and plain[0].is_contiguous()
+
+
+@pytest.mark.parametrize("length", [4, 40])
+def test_an_output_without_a_gradient_has_none_to_pass_on(emulated, length):
+    named = dict(zip(("u", "log_dt", "A_log", "A_imag", "C", "D"), inputs(2, length, 3, 4)))
+    assert not any(g is not None and g.any() for g in gradients_of_the_unheard(diagonal.state_space_cuda, named))
+
+
+@pytest.mark.parametrize("function", ["diagonal_cuda", "state_space_cuda"])
+@pytest.mark.parametrize("length", [4, 40])
+@pytest.mark.parametrize("changes, message", [
+    ({"A_log": torch.zeros(3, 5)}, r"A_imag has shape \(3, 4\): expected \(channels = 3, pairs = 5\)"), ({"C": torch.zeros(3, 4, 3)}, r"C has shape \(3, 4, 3\): expected .* at most 128 pairs"),
+    ({"D": torch.zeros(2)}, r"D has shape \(2,\): expected \(channels = 3\)"), ({"u": torch.zeros(2, 0, 3)}, "only batch may be 0"),
+    ({"D": torch.zeros(3, device="meta")}, "D is torch.float32 on meta but u is torch.float32 on cpu"), ({"u": torch.zeros(2, 4, 4)}, r"log_dt has shape \(3,\)")])
+def test_bad_input_is_refused(emulated, function, length, changes, message):
+    named = dict(zip(("u", "log_dt", "A_log", "A_imag", "C", "D"), inputs(2, length, 3, 4)))
+    with pytest.raises(ValueError, match=message): getattr(diagonal, function)(**{**named, **changes})
+
+
+@pytest.mark.parametrize("function", ["diagonal_cuda", "state_space_cuda"])
+def test_as_many_pairs_as_a_warp_holds_and_not_one_more(emulated, function):
+    tensors = inputs(1, 5, 2, 128)
+    assert_same([getattr(diagonal, function)(*tensors)], [loop(*(x.double() for x in tensors))], 2e-5)
+    with pytest.raises(ValueError, match=r"C has shape \(2, 129, 2\): expected \(channels, pairs, 2\) with at most 128 pairs"): getattr(diagonal, function)(*inputs(1, 5, 2, 129))
+
+
+def test_a_kernel_of_other_channels_is_refused(emulated):
+    with pytest.raises(ValueError, match=r"kernel has shape \(5, 4\): expected \(lags, channels = 3\)"): diagonal.convolve_cuda(torch.zeros(2, 5, 3), torch.zeros(5, 4))
+
+
+def test_a_shorter_kernel_has_zeros_behind_it(emulated):
+    u, kernel = inputs(2, 11, 3, 4)[0], inputs(1, 6, 3, 4)[0][0]
+    assert torch.equal(diagonal.convolve_cuda(u, kernel), diagonal.convolve_cuda(u, torch.cat((kernel, torch.zeros(5, 3)))))
 
 
 def test_the_definition_is_that_of_the_block():

@@ -53,6 +53,22 @@ def output_and_gradients(function, tensors):
     return [out.detach(), *torch.autograd.grad(out.square().sum(), list(leaves.values()))]
 
 
+class Unheard(torch.autograd.Function):
+    "Passes numbers on and, as a loss that does not depend on them would, no gradient back."
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g): return None
+
+
+def gradients_of_the_unheard(function, tensors):
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
+    return torch.autograd.grad(Unheard.apply(function(**leaves)).sum(), list(leaves.values()), allow_unused=True)
+
+
 def same_bytes(first, second):
     return [a.numpy().tobytes() for a in first] == [b.numpy().tobytes() for b in second]
 
@@ -416,6 +432,13 @@ def test_a_second_derivative_is_refused_not_wrong(function, tensors):
 
 
 @pytest.mark.parametrize("backend", HERE)
+def test_an_output_without_a_gradient_has_none_to_pass_on(backend):
+    for function, tensors in ((selective_scan, scan_inputs(3)), (causal_conv1d, conv_inputs(3))):
+        gradients = gradients_of_the_unheard(partial(function, backend=backend), tensors)
+        assert all(g is None or not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("backend", HERE)
 def test_an_empty_batch(backend):
     tensors = scan_inputs(3)
     tensors = {name: tensor[:0] if tensor.ndim == 3 else tensor for name, tensor in tensors.items()}
@@ -487,6 +510,12 @@ def test_bad_scan_arguments_are_named(change, message):
 def test_bad_conv_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         causal_conv1d(**{**conv_inputs(3), **change})
+
+
+@pytest.mark.parametrize(("a", "b"), [(3, 1), (5, 4), (1, 4), (2, 5), (0, 0)])
+def test_a_recurrence_of_other_lengths_is_refused(a, b):
+    with pytest.raises(ValueError, match=f"a has {a} tokens and b has {b}: they must have as many, at least 1"):
+        scan.linear_recurrence(torch.ones(2, a, 3), torch.ones(2, b, 3))
 
 
 @pytest.mark.parametrize(("backend", "kind", "message"), [

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from emulator import COMPILER, Emulator
+from test_scan import gradients_of_the_unheard
 
 from iclrepro import kernels, scan_cuda
 from iclrepro.prompts import Draws
@@ -248,6 +249,11 @@ def test_an_empty_batch(emulator):
     assert out.shape == (0, 3, 32) and all(g.abs().sum() == 0 for g in gradients)
 
 
+def test_an_output_without_a_gradient_has_none_to_pass_on(emulator):
+    assert not any(g is not None for g in gradients_of_the_unheard(scan_cuda.scan_cuda, scan_inputs(1, 2, 32)))
+    assert not any(g.any() for g in gradients_of_the_unheard(conv_cuda, conv_inputs(1, 2, 32)))
+
+
 def test_a_second_derivative_is_refused_not_wrong(emulator):
     for function, tensors in ((scan_cuda.scan_cuda, scan_inputs(1, 2, 32)), (conv_cuda, conv_inputs(1, 2, 32))):
         leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors.values()]
@@ -321,6 +327,12 @@ def test_a_cache_that_cannot_be_written_stops_nobody(compiler, tmp_path):
     (tmp_path / "iclrepro").write_text("a file where the folder would be")
     assert kernels.compiled("int x;", "sm_90") == b"code" == kernels.compiled("int x;", "sm_90")
     assert len(compiler) == 2
+
+
+def test_code_that_could_not_be_written_whole_leaves_nothing_behind(compiler, tmp_path, monkeypatch):
+    def full(*_): raise OSError("no space left on device")
+    monkeypatch.setattr(os, "replace", full)
+    assert kernels.compiled("int x;", "sm_90") == b"code" and list((tmp_path / "iclrepro").iterdir()) == []
 
 
 def test_what_the_cuda_backend_takes(monkeypatch):

@@ -131,6 +131,13 @@ def test_the_plain_way_is_the_loop(length):
     assert torch.allclose(conv_plain(**conv_inputs(length, dtype=torch.float64)), conv_loop(**conv_inputs(length, dtype=torch.float64)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("absent", [(), ("bias",)], ids=" ".join)
+def test_the_plain_convolution_takes_float32_parameters_beside_bfloat16(absent):
+    taps = without(conv_inputs(17), *absent)
+    mixed = {**taps, "x": taps["x"].bfloat16()}
+    assert conv_plain(**mixed).dtype == torch.bfloat16 and worst(conv_plain, mixed) < 2e-2
+
+
 def test_mamba_ssm_is_for_gpus_and_says_how_to_get_it():
     assert BACKENDS["mamba_ssm"].devices == ("cuda",)
     with pytest.raises(ValueError, match="'mamba_ssm' runs on cuda, not on cpu"): find_backend("mamba_ssm", torch.zeros(1))

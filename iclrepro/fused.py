@@ -122,7 +122,7 @@ def _collect(TO, ADDRESS, BEGIN, LENGTH, LOW, OF, FIRST, size, BLOCK: tl.constex
 
 
 class Collector:
-    """Copies the gradients of parameters, (members, …) each, to their places in the rows of a matrix. Float32 or bfloat16."""
+    """Copies the gradients of parameters, (members, …) each, to their places in the rows of a matrix. Kernels take float32 or bfloat16. Raises `ValueError` for others, and for more or fewer than fit."""
     def __init__(self, to: Tensor, places: list[slice]):  # to: (members, numbers), float32
         lengths, blocks = [place.stop - place.start for place in places], []
         for i, length in enumerate(lengths): blocks += [(i, first) for first in range(0, length, 1024)]
@@ -134,9 +134,14 @@ class Collector:
 
     def __call__(self, gradients: list[Tensor]) -> None:
         "One gradient a place, in order."
+        if len(gradients) != len(self.places): raise ValueError(f"{len(gradients)} gradients for {len(self.places)} places: it must be one each")
+        for place, gradient in zip(self.places, gradients):
+            if gradient.numel() != len(self.to) * (place.stop - place.start): raise ValueError(f"a gradient is {tuple(gradient.shape)}: it must hold {place.stop - place.start} numbers for each of {len(self.to)} members")
         if not _here(self.to):
             for place, gradient in zip(self.places, gradients): self.to[:, place].copy_(gradient.reshape(len(self.to), -1))
             return
+        for gradient in gradients:  # of another precision the kernel would read whatever stands there
+            if gradient.dtype not in (torch.float32, torch.bfloat16): raise ValueError(f"a gradient is in {gradient.dtype}: it must be in torch.float32 or torch.bfloat16")
         gradients = [gradient.contiguous() for gradient in gradients]
         recording = self.to.is_cuda and torch.cuda.is_current_stream_capturing()
         if self.to.is_cuda and not recording: torch.cuda.current_stream(self.to.device).synchronize()  # the copy of the last call must be over
@@ -179,7 +184,8 @@ def _adam(P, G, M, V, HALF, PARTS, RATE, TABLE, STEP, size, parts, clip, decay, 
 
 # %% ../nbs/07b_fused.ipynb #0b11a9ac
 class Adam:
-    """Clipping and Adam (Kingma & Ba 2015; with a decay, Loshchilov & Hutter 2019) for all members at once, each with its own norm and rate. Weights and averages are (members, numbers)."""
+    """Clipping and Adam (Kingma & Ba 2015, with their betas and epsilon; with a decay, Loshchilov & Hutter 2019) for all members at once, each with its own norm and rate.
+    Weights and averages are (members, numbers). Raises `ValueError` if there are not as many rates or gradients as weights ask for."""
     def __init__(
         self, flat: Tensor, grad: Tensor,
         rates: tuple[float, ...],       # of each member
@@ -187,6 +193,9 @@ class Adam:
         clip: float | None, decay: float,
         rounded: Tensor | None = None,  # a copy of the weights in bfloat16 to keep up
     ):
+        if len(rates) != len(flat): raise ValueError(f"rates are {rates}: there must be one for each of {len(flat)} members")
+        for name, other in (("gradients", grad), ("rounded weights", flat if rounded is None else rounded)):
+            if other.shape != flat.shape: raise ValueError(f"{name} are {tuple(other.shape)}: they must be {tuple(flat.shape)}, as the weights are")
         self.flat, self.grad, self.rounded, self.clip, self.decay = flat, grad, rounded, clip, decay
         self.mean, self.square = torch.zeros_like(flat), torch.zeros_like(flat)
         self.rates = torch.tensor(rates, device=flat.device)
@@ -270,6 +279,7 @@ class _AddNorm(torch.autograd.Function):
         s, weight, mean, scale = ctx.saved_tensors
         members, rows, width = s.shape
         gradients = [g.contiguous() for g in (dy, dz) if g is not None]
+        if not gradients: return d_stream, None if ctx.added is None else d_stream.to(ctx.added), None, None, None, None, None  # the sum alone was used
         both, twice = (gradients[0], gradients[-1]), len(gradients) == 2
         d_stream = None if d_stream is None else d_stream.contiguous()
         dh = torch.empty_like(s)
@@ -488,7 +498,7 @@ def mamba_inner(
     A: Tensor,            # (channels, 16), negative
     D: Tensor,            # (channels,)
 ) -> Tensor:              # (batch, length, channels), as is xz
-    "A Mamba block between its projections, on a GPU, with what `scan_cuda` takes: 16 states, channels in multiples of 32."
+    "A Mamba block between its projections, on a GPU, with what `scan_cuda` takes: 16 states, a convolution of width 4, channels in multiples of 32, all of which `equip` checks. First derivatives only."
     weights = (weight.to(xz.dtype)[None] for weight in (x_weight, dt_weight))
     conv_weight, conv_bias, dt_bias, A, D = (t.float()[None] for t in (conv_weight, conv_bias, dt_bias, A, D))
     return _Inner.apply(xz, conv_weight, conv_bias, *weights, dt_bias, A, D, torch.is_grad_enabled())[0]
@@ -568,7 +578,7 @@ _MIXES = {S4D.mix: (_mix_of_s4, ("out.weight", "out.bias")), Mamba.mix: (_mix_of
 
 
 def equip(model: SequenceModel) -> set[str]:
-    """Let the blocks of a float32 model use the kernels of this chapter, for its gradients too; what it computes stays the same up to rounding. In place.
+    """Let the blocks of a float32 model use the kernels of these chapters, for its gradients too; what it computes stays the same up to rounding. In place, for devices where `runs_kernels` is true.
     Returns the names of weights that go into products without their module being called."""
     def late(forward: Callable) -> Callable:
         return lambda h, *rest: forward(_settled(h), *rest)
@@ -588,6 +598,6 @@ def equip(model: SequenceModel) -> set[str]:
 
 
 def runs_kernels(device: torch.device) -> bool:
-    "Whether this chapter's kernels run for tensors there: on a GPU for which Triton can compile, or anywhere in Triton's interpreter."
+    "Whether these kernels run for tensors there: on a GPU for which Triton can compile, or anywhere in Triton's interpreter."
     if triton is None or device.type not in ("cuda", "cpu"): return False
     return compiles(device) if device.type == "cuda" else triton.knobs.runtime.interpret

@@ -5,7 +5,10 @@ from importlib.util import find_spec
 
 import fused_cases
 import pytest
+import torch
 from project import interpreted
+
+from iclrepro.fused import Adam, Collector
 
 ABSENT = "needs Triton (pip install triton): its interpreter runs GPU kernels on a CPU"
 
@@ -18,3 +21,18 @@ def test_ci_has_triton():
 @pytest.mark.skipif(not find_spec("triton"), reason=ABSENT)
 def test_every_kernel_does_what_it_must():
     assert len(interpreted("import fused_cases; fused_cases.run('cpu')").splitlines()) == len(fused_cases.CASES + fused_cases.ON_A_CPU) > 30
+
+
+@pytest.mark.parametrize("gradients,message", [
+    ([torch.zeros(2, 3)], "1 gradients for 2 places"), ([torch.zeros(2, 3)] * 3, "3 gradients for 2 places"), ([torch.zeros(2, 3), torch.zeros(2, 1)], r"\(2, 1\): it must hold 2 numbers for each of 2 members"),
+])
+def test_gradients_that_do_not_fit_are_refused(gradients, message):
+    matrix = torch.ones(2, 8)
+    with pytest.raises(ValueError, match=message): Collector(matrix, [slice(0, 3), slice(4, 6)])(gradients)
+    assert (matrix == 1).all()
+
+
+@pytest.mark.parametrize("change,message", [({"rates": (1e-3,)}, r"rates are \(0.001,\): there must be one for each of 2 members"), ({"grad": torch.zeros(1, 5)}, r"gradients are \(1, 5\): they must be \(2, 5\)"),
+                                            ({"rounded": torch.zeros(2, 4).bfloat16()}, r"rounded weights are \(2, 4\)")])
+def test_an_optimiser_that_does_not_fit_its_weights_is_refused(change, message):
+    with pytest.raises(ValueError, match=message): Adam(**{"flat": torch.zeros(2, 5), "grad": torch.zeros(2, 5), "rates": (1e-3, 1e-3), "factors": [1.0], "clip": None, "decay": 0.0, **change})

@@ -235,7 +235,8 @@ from .kernels import fused_members, mapped_by
 
 # %% ../nbs/07c_functions.ipynb #1dce7e2b
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:  # (members, rows, columns) -> (members, columns)
-    "Sums over rows, added in float32 in a fixed order."
+    "Sums over rows, added in float32 in a fixed order. Raises `ValueError` for another number of axes."
+    if x.ndim != 3: raise ValueError(f"what is summed is {tuple(x.shape)}: it must be (members, rows, columns)")
     if not _here(x): return x.float().sum(1).to(dtype)
     x = x.contiguous()
     members, rows, columns = x.shape
@@ -436,8 +437,11 @@ class _Gated(torch.autograd.Function):
 
 
 def gated(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # (batch, length, inputs), (2 outputs, inputs), (2 outputs,) -> (batch, length, outputs), all of one dtype
-    "A linear map of GELU(u), its first half gated by the second."
+    "A linear map of GELU(u), its first half gated by the second. Raises `ValueError` for a map of other sizes, or of another dtype than u."
     outputs = len(bias) // 2
+    if weight.shape != (2 * outputs, u.shape[-1]) or bias.shape != (2 * outputs,):
+        raise ValueError(f"weight and bias are {tuple(weight.shape)} and {tuple(bias.shape)}: they must be (2 outputs, {u.shape[-1]}) and (2 outputs,)")
+    if not u.dtype == weight.dtype == bias.dtype: raise ValueError(f"u, weight and bias are in {u.dtype}, {weight.dtype} and {bias.dtype}: they must be in one dtype")
     out, *_ = _Gated.apply(u.reshape(1, -1, u.shape[-1]).contiguous(), *_fill_up(weight[None], bias[None]), outputs)
     return out.view(*u.shape[:-1], outputs)
 
@@ -528,10 +532,15 @@ def _settled(h: Tensor | Pending) -> Tensor:
     return h[...] if isinstance(h, Pending) else h
 
 
+def _can_fuse(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) and norm.bias is not None  # with a bias it has a weight, too
+
+
 def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype, second: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    "The residual stream with all that is to be added, and its norm in a dtype, or in two; all (batch, length, d_model)."
+    "The residual stream with all that is to be added, and its norm in a dtype, or in two; all (batch, length, d_model). Raises `ValueError` for a norm of another width, or without a scale or a shift."
     h = h if isinstance(h, Pending) else Pending(h)
     shape = h.stream.shape
+    if not _can_fuse(norm) or norm.normalized_shape != shape[-1:]: raise ValueError(f"{norm} cannot be fused: it must be a LayerNorm over {shape[-1]} numbers, with weight and bias")
     flat = lambda x: None if x is None else x.reshape(1, -1, shape[-1]).contiguous()
     stream, y, _, _, *z = _AddNorm.apply(flat(h.stream), flat(h.delta), norm.weight[None], norm.bias[None], norm.eps, dtype, second)
     return tuple(found.view(shape) for found in (stream, y, *z))
@@ -585,14 +594,14 @@ def equip(model: SequenceModel) -> set[str]:
 
     products: set[str] = set()
     for number, block in enumerate(model.blocks):
-        fused = {Block.forward: _block, S4DPost.forward: _post_norm_block}.get(type(block).forward) if isinstance(block.norm, nn.LayerNorm) else None
+        fused = {Block.forward: _block, S4DPost.forward: _post_norm_block}.get(type(block).forward) if _can_fuse(block.norm) else None
         block.forward = late(block.forward) if fused is None else lambda h, draws=None, block=block, fused=fused: fused(block, h, draws)
         mix, weights = _MIXES.get(getattr(type(block), "mix", None), (None, ()))
         if mix: block.mix = lambda x, draws=None, block=block, mix=mix: mix(block, x, draws)
         products |= {f"blocks.{number}.{name}" for name in weights}
         for module in block.modules():
             if isinstance(module, nn.Linear): module.forward = lambda x, module=module: _linear(module, x)
-    fits = isinstance(model.norm, nn.LayerNorm)
+    fits = _can_fuse(model.norm)
     model.norm.forward = (lambda h, norm=model.norm: add_norm(h, norm, torch.float32)[1]) if fits else late(model.norm.forward)
     return products
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PADDINGS', 'PRECISIONS', 'batches', 'last_logits', 'check_causal', 'complete', 'LanguageRun', 'measure_cell',
-           'load_cell', 'find_language_record', 'language_cost', 'evaluate_language', 'make_language_record',
-           'accuracy_with_interval']
+           'load_cell', 'find_language_record', 'check_weights', 'language_cost', 'evaluate_language',
+           'make_language_record', 'accuracy_with_interval']
 
 # %% ../nbs/09d_language_evaluation.ipynb #0d2b19dd
 import json
@@ -25,7 +25,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .language_models import LanguageModel, load_language_model, model_key
+from .language_models import LANGUAGE_MODELS, LanguageModel, find_files, load_language_model, model_key
 from .language_tasks import chance, few_shot_questions, is_correct, language_task, majority_share, tokenizer_filter
 from .prompts import check_types, lookup
 from .results import check_record, load_dataset, provenance, save_dataset, save_record, write_atomically
@@ -172,6 +172,14 @@ def find_language_record(run: LanguageRun, root: str | os.PathLike) -> xr.Datase
     return record
 
 
+def check_weights(run: LanguageRun, record: xr.Dataset) -> None:
+    "Raises `WrongRun` for a model in a folder or file of this machine whose weights are others now than those of the record: the name of such a run does not say which."
+    if run.model in LANGUAGE_MODELS or not Path(run.model).exists(): return
+    source = find_files(run.model).source
+    if source != record.attrs["source"]:
+        raise WrongRun(f"{run.folder} was measured with {record.attrs['source']}, and {run.model} is {source} now: move its folder below language/ away to measure again")
+
+
 def language_cost(run: LanguageRun, root: str | os.PathLike) -> dict[str, Any]:
     "What a complete run cost: seconds, loading included, of which `cpu_seconds` on all cores while answering; tokens read; threads; device."
     return json.loads((Path(root) / "language" / run.folder / "cost.json").read_text())
@@ -185,12 +193,14 @@ def evaluate_language(
     report: Callable[[str], None] = lambda line: None,  # told a line for each cell
     max_tokens: int | None = None,                   # of a batch
 ) -> xr.Dataset:                                     # dims task, examples, prompt
-    """The run's record: read if it is complete, else measured, cell after cell, going on behind those that are stored.
+    """The run's record: read if it is complete, else measured, cell after cell, going on behind those that are stored. Of a complete run no weights are loaded; those of a folder or file are compared.
 
     Raises `MissingModel` before anything is written if weights or packages are not here, `ValueError` for a device that is not here, a limit below 1 or a model that cannot be read, `WrongRun` for files that do not belong."""
     chosen = check_device(device)
     if max_tokens is not None and max_tokens < 1: raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1, or None for what suits the device")
-    if (record := find_language_record(run, root)) is not None: return record
+    if (record := find_language_record(run, root)) is not None:
+        check_weights(run, record)
+        return record
     started = time.monotonic()
     model = load_language_model(run.model, chosen, download, PRECISIONS[run.precision])
     check_causal(model)

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import xarray as xr
 from iclrepro import language
 from iclrepro.cli import main
 from iclrepro.language import LanguageRun, accuracy_with_interval, batches, check_causal, complete, evaluate_language, find_language_record, language_cost, last_logits
-from iclrepro.language_models import LanguageModel, MissingModel, load_language_model
+from iclrepro.language_models import LanguageModel, MissingModel, by_itself, load_language_model
 from iclrepro.language_tasks import LANGUAGE_TASKS, few_shot_questions, is_correct, language_task, tokenizer_filter
 from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset
@@ -292,6 +293,24 @@ def test_cells_of_other_weights_are_refused(copying, tmp_path, monkeypatch):
     one_cell(tmp_path, monkeypatch)
     monkeypatch.setattr(language, "load_language_model", lambda *args: dataclasses.replace(copying, source="made elsewhere"))
     with pytest.raises(WrongRun, match="made here.*made elsewhere"): evaluate_language(RUN, tmp_path)
+
+
+def test_a_record_of_weights_that_are_others_now_is_refused(tiny, tmp_path, monkeypatch):
+    "A folder's name says nothing about what is in it; without the folder the record is what there is."
+    folder, run = tmp_path / "mine", dataclasses.replace(RUN, model=str(tmp_path / "mine"), tasks=RUN.tasks[:1], examples=(1,))
+    def save(name):
+        with by_itself(): tiny[name].model.save_pretrained(folder), tiny[name].tokenizer.save_pretrained(folder)
+    save("tiny-mamba")
+    record = evaluate_language(run, tmp_path)
+    monkeypatch.setattr(language, "load_language_model", lambda *args: pytest.fail("a finished run loads nothing"))
+    assert evaluate_language(run, tmp_path).identical(record)
+    save("tiny-rwkv")
+    with pytest.raises(WrongRun, match="measured with folder mine, sha256 .* is folder mine, sha256 .* now"): evaluate_language(run, tmp_path)
+    shutil.rmtree(folder)
+    assert evaluate_language(run, tmp_path).identical(record)
+    monkeypatch.chdir(tmp_path)
+    named = dataclasses.replace(run, model="tiny-mamba")
+    language.check_weights(named, record), (tmp_path / "tiny-mamba").mkdir(), language.check_weights(named, record)  # a name of the table is no folder, whatever lies about
 
 
 def test_a_damaged_cell_is_named(copying, tmp_path, monkeypatch):

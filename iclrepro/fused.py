@@ -122,7 +122,7 @@ def _collect(TO, ADDRESS, BEGIN, LENGTH, LOW, OF, FIRST, size, BLOCK: tl.constex
 
 
 class Collector:
-    """Copies the gradients of parameters, (members, …) each, to their places in the rows of a matrix. Float32 or bfloat16."""
+    """Copies the gradients of parameters, (members, …) each, to their places in the rows of a matrix. Kernels take float32 or bfloat16. Raises `ValueError` for others, and for more or fewer than fit."""
     def __init__(self, to: Tensor, places: list[slice]):  # to: (members, numbers), float32
         lengths, blocks = [place.stop - place.start for place in places], []
         for i, length in enumerate(lengths): blocks += [(i, first) for first in range(0, length, 1024)]
@@ -134,9 +134,14 @@ class Collector:
 
     def __call__(self, gradients: list[Tensor]) -> None:
         "One gradient a place, in order."
+        if len(gradients) != len(self.places): raise ValueError(f"{len(gradients)} gradients for {len(self.places)} places: it must be one each")
+        for place, gradient in zip(self.places, gradients):
+            if gradient.numel() != len(self.to) * (place.stop - place.start): raise ValueError(f"a gradient is {tuple(gradient.shape)}: it must hold {place.stop - place.start} numbers for each of {len(self.to)} members")
         if not _here(self.to):
             for place, gradient in zip(self.places, gradients): self.to[:, place].copy_(gradient.reshape(len(self.to), -1))
             return
+        for gradient in gradients:  # of another precision the kernel would read whatever stands there
+            if gradient.dtype not in (torch.float32, torch.bfloat16): raise ValueError(f"a gradient is in {gradient.dtype}: it must be in torch.float32 or torch.bfloat16")
         gradients = [gradient.contiguous() for gradient in gradients]
         recording = self.to.is_cuda and torch.cuda.is_current_stream_capturing()
         if self.to.is_cuda and not recording: torch.cuda.current_stream(self.to.device).synchronize()  # the copy of the last call must be over
@@ -179,7 +184,8 @@ def _adam(P, G, M, V, HALF, PARTS, RATE, TABLE, STEP, size, parts, clip, decay, 
 
 # %% ../nbs/07b_fused.ipynb #0b11a9ac
 class Adam:
-    """Clipping and Adam (Kingma & Ba 2015; with a decay, Loshchilov & Hutter 2019) for all members at once, each with its own norm and rate. Weights and averages are (members, numbers)."""
+    """Clipping and Adam (Kingma & Ba 2015, with their betas and epsilon; with a decay, Loshchilov & Hutter 2019) for all members at once, each with its own norm and rate.
+    Weights and averages are (members, numbers). Raises `ValueError` if there are not as many rates or gradients as weights ask for."""
     def __init__(
         self, flat: Tensor, grad: Tensor,
         rates: tuple[float, ...],       # of each member
@@ -187,6 +193,9 @@ class Adam:
         clip: float | None, decay: float,
         rounded: Tensor | None = None,  # a copy of the weights in bfloat16 to keep up
     ):
+        if len(rates) != len(flat): raise ValueError(f"rates are {rates}: there must be one for each of {len(flat)} members")
+        for name, other in (("gradients", grad), ("rounded weights", flat if rounded is None else rounded)):
+            if other.shape != flat.shape: raise ValueError(f"{name} are {tuple(other.shape)}: they must be {tuple(flat.shape)}, as the weights are")
         self.flat, self.grad, self.rounded, self.clip, self.decay = flat, grad, rounded, clip, decay
         self.mean, self.square = torch.zeros_like(flat), torch.zeros_like(flat)
         self.rates = torch.tensor(rates, device=flat.device)
@@ -226,7 +235,8 @@ from .kernels import fused_members, mapped_by
 
 # %% ../nbs/07c_functions.ipynb #1dce7e2b
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:  # (members, rows, columns) -> (members, columns)
-    "Sums over rows, added in float32 in a fixed order."
+    "Sums over rows, added in float32 in a fixed order. Raises `ValueError` for another number of axes."
+    if x.ndim != 3: raise ValueError(f"what is summed is {tuple(x.shape)}: it must be (members, rows, columns)")
     if not _here(x): return x.float().sum(1).to(dtype)
     x = x.contiguous()
     members, rows, columns = x.shape
@@ -270,6 +280,7 @@ class _AddNorm(torch.autograd.Function):
         s, weight, mean, scale = ctx.saved_tensors
         members, rows, width = s.shape
         gradients = [g.contiguous() for g in (dy, dz) if g is not None]
+        if not gradients: return d_stream, None if ctx.added is None else d_stream.to(ctx.added), None, None, None, None, None  # the sum alone was used
         both, twice = (gradients[0], gradients[-1]), len(gradients) == 2
         d_stream = None if d_stream is None else d_stream.contiguous()
         dh = torch.empty_like(s)
@@ -426,8 +437,11 @@ class _Gated(torch.autograd.Function):
 
 
 def gated(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # (batch, length, inputs), (2 outputs, inputs), (2 outputs,) -> (batch, length, outputs), all of one dtype
-    "A linear map of GELU(u), its first half gated by the second."
+    "A linear map of GELU(u), its first half gated by the second. Raises `ValueError` for a map of other sizes, or of another dtype than u."
     outputs = len(bias) // 2
+    if weight.shape != (2 * outputs, u.shape[-1]) or bias.shape != (2 * outputs,):
+        raise ValueError(f"weight and bias are {tuple(weight.shape)} and {tuple(bias.shape)}: they must be (2 outputs, {u.shape[-1]}) and (2 outputs,)")
+    if not u.dtype == weight.dtype == bias.dtype: raise ValueError(f"u, weight and bias are in {u.dtype}, {weight.dtype} and {bias.dtype}: they must be in one dtype")
     out, *_ = _Gated.apply(u.reshape(1, -1, u.shape[-1]).contiguous(), *_fill_up(weight[None], bias[None]), outputs)
     return out.view(*u.shape[:-1], outputs)
 
@@ -488,7 +502,7 @@ def mamba_inner(
     A: Tensor,            # (channels, 16), negative
     D: Tensor,            # (channels,)
 ) -> Tensor:              # (batch, length, channels), as is xz
-    "A Mamba block between its projections, on a GPU, with what `scan_cuda` takes: 16 states, channels in multiples of 32."
+    "A Mamba block between its projections, on a GPU, with what `scan_cuda` takes: 16 states, a convolution of width 4, channels in multiples of 32, all of which `equip` checks. First derivatives only."
     weights = (weight.to(xz.dtype)[None] for weight in (x_weight, dt_weight))
     conv_weight, conv_bias, dt_bias, A, D = (t.float()[None] for t in (conv_weight, conv_bias, dt_bias, A, D))
     return _Inner.apply(xz, conv_weight, conv_bias, *weights, dt_bias, A, D, torch.is_grad_enabled())[0]
@@ -518,10 +532,15 @@ def _settled(h: Tensor | Pending) -> Tensor:
     return h[...] if isinstance(h, Pending) else h
 
 
+def _can_fuse(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) and norm.bias is not None  # with a bias it has a weight, too
+
+
 def add_norm(h: Tensor | Pending, norm: nn.LayerNorm, dtype: torch.dtype, second: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    "The residual stream with all that is to be added, and its norm in a dtype, or in two; all (batch, length, d_model)."
+    "The residual stream with all that is to be added, and its norm in a dtype, or in two; all (batch, length, d_model). Raises `ValueError` for a norm of another width, or without a scale or a shift."
     h = h if isinstance(h, Pending) else Pending(h)
     shape = h.stream.shape
+    if not _can_fuse(norm) or norm.normalized_shape != shape[-1:]: raise ValueError(f"{norm} cannot be fused: it must be a LayerNorm over {shape[-1]} numbers, with weight and bias")
     flat = lambda x: None if x is None else x.reshape(1, -1, shape[-1]).contiguous()
     stream, y, _, _, *z = _AddNorm.apply(flat(h.stream), flat(h.delta), norm.weight[None], norm.bias[None], norm.eps, dtype, second)
     return tuple(found.view(shape) for found in (stream, y, *z))
@@ -568,26 +587,26 @@ _MIXES = {S4D.mix: (_mix_of_s4, ("out.weight", "out.bias")), Mamba.mix: (_mix_of
 
 
 def equip(model: SequenceModel) -> set[str]:
-    """Let the blocks of a float32 model use the kernels of this chapter, for its gradients too; what it computes stays the same up to rounding. In place.
+    """Let the blocks of a float32 model use the kernels of these chapters, for its gradients too; what it computes stays the same up to rounding. In place, for devices where `runs_kernels` is true.
     Returns the names of weights that go into products without their module being called."""
     def late(forward: Callable) -> Callable:
         return lambda h, *rest: forward(_settled(h), *rest)
 
     products: set[str] = set()
     for number, block in enumerate(model.blocks):
-        fused = {Block.forward: _block, S4DPost.forward: _post_norm_block}.get(type(block).forward) if isinstance(block.norm, nn.LayerNorm) else None
+        fused = {Block.forward: _block, S4DPost.forward: _post_norm_block}.get(type(block).forward) if _can_fuse(block.norm) else None
         block.forward = late(block.forward) if fused is None else lambda h, draws=None, block=block, fused=fused: fused(block, h, draws)
         mix, weights = _MIXES.get(getattr(type(block), "mix", None), (None, ()))
         if mix: block.mix = lambda x, draws=None, block=block, mix=mix: mix(block, x, draws)
         products |= {f"blocks.{number}.{name}" for name in weights}
         for module in block.modules():
             if isinstance(module, nn.Linear): module.forward = lambda x, module=module: _linear(module, x)
-    fits = isinstance(model.norm, nn.LayerNorm)
+    fits = _can_fuse(model.norm)
     model.norm.forward = (lambda h, norm=model.norm: add_norm(h, norm, torch.float32)[1]) if fits else late(model.norm.forward)
     return products
 
 
 def runs_kernels(device: torch.device) -> bool:
-    "Whether this chapter's kernels run for tensors there: on a GPU for which Triton can compile, or anywhere in Triton's interpreter."
+    "Whether these kernels run for tensors there: on a GPU for which Triton can compile, or anywhere in Triton's interpreter."
     if triton is None or device.type not in ("cuda", "cpu"): return False
     return compiles(device) if device.type == "cuda" else triton.knobs.runtime.interpret

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PADDINGS', 'PRECISIONS', 'batches', 'last_logits', 'check_causal', 'complete', 'LanguageRun', 'measure_cell',
-           'load_cell', 'find_language_record', 'language_cost', 'evaluate_language', 'make_language_record',
-           'accuracy_with_interval']
+           'load_cell', 'find_language_record', 'check_weights', 'language_cost', 'evaluate_language',
+           'make_language_record', 'accuracy_with_interval']
 
 # %% ../nbs/09d_language_evaluation.ipynb #0d2b19dd
 import json
@@ -25,9 +25,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .language_models import LanguageModel, load_language_model, model_key
+from .language_models import LANGUAGE_MODELS, LanguageModel, find_files, load_language_model, model_key
 from .language_tasks import chance, few_shot_questions, is_correct, language_task, majority_share, tokenizer_filter
-from .prompts import lookup
+from .prompts import check_types, lookup
 from .results import check_record, load_dataset, provenance, save_dataset, save_record, write_atomically
 from .runs import RunLock, WrongRun, check_device, peak_memory
 from .training import content_hash, essence
@@ -37,7 +37,8 @@ PADDINGS = ("none", "as_released")
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    "Indices of prompts, the longest first, in batches of at most `max_tokens` tokens when filled up; a longer prompt is a batch of its own."
+    "Indices of prompts, the longest first, in batches of at most `max_tokens` tokens when filled up; a longer prompt is a batch of its own. Raises `ValueError` for a limit below 1."
+    if max_tokens < 1: raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1")
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
@@ -53,14 +54,18 @@ def last_logits(
     rows: Sequence[Sequence[int]],  # tokens of each prompt
     width: int = 0,                 # fill up in front to this length, as the released code does; 0: behind, which changes nothing
 ) -> Tensor:                        # (prompts, vocabulary), float32
-    "What the model expects after each prompt."
+    "What the model expects after each prompt. Raises `ValueError` for a prompt without tokens or a width that does not hold all, or if there is nothing to fill up with in front."
+    shortest, longest = min(map(len, rows), default=0), max(map(len, rows), default=0)
+    if not shortest: raise ValueError(f"{len(rows)} prompts, the shortest of {shortest} tokens: at least one prompt is needed, and a token in each")
     if width:
+        if width < longest: raise ValueError(f"width is {width}: it must be at least {longest}, the tokens of the longest prompt, or 0")
+        if model.tokenizer.eos_token_id is None: raise ValueError(f"the tokenizer of {model.name} has no end of text to fill up with, as padding as_released does: use padding none")
         ids = torch.full((len(rows), width), model.tokenizer.eos_token_id)
         for row, tokens in zip(ids, rows): row[width - len(tokens):] = torch.tensor(tokens)
         seen = torch.arange(width) >= width - torch.tensor([len(tokens) for tokens in rows])[:, None]
         mask = {} if model.recurrent else {"attention_mask": seen.long().to(model.device), "position_ids": (seen.cumsum(1) - 1).clamp(min=0).to(model.device)}
         return model.model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=1, **mask).logits[:, -1].float()
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
     for row, tokens in zip(ids, rows): row[:len(tokens)] = torch.tensor(tokens)
     places, which = torch.tensor([len(tokens) - 1 for tokens in rows]).unique(return_inverse=True)
     logits = model.model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=places.to(model.device)).logits
@@ -68,16 +73,18 @@ def last_logits(
 
 
 def check_causal(model: LanguageModel) -> None:
-    "Raises `ValueError` for a model that looks ahead: it could not be read at a prompt's last token with anything behind it."
+    "Raises `ValueError` for a model that looks ahead, which could not be read at a prompt's last token with anything behind it, or whose logits are no numbers, of which one would still be the largest."
     with torch.inference_mode(): logits = model.model(input_ids=torch.tensor([[1, 2], [1, 3]], device=model.device), use_cache=False).logits[:, 0].float()
+    if logits.isnan().any(): raise ValueError(f"{model.name} expects nothing: its logits are not numbers (NaN)")
     if (logits[0] - logits[1]).abs().max() > 0.01 * logits.std(): raise ValueError(f"{model.name} looks ahead: it is no causal language model")
 
 
 def complete(model: LanguageModel, prompts: Sequence[str], padding: str = "none", max_tokens: int = 2048) -> tuple[list[str], int]:
-    "The likeliest next token after each prompt, decoded, up to a line break and stripped; and how many tokens were read, filling included."
+    "The likeliest next token after each prompt, decoded, up to a line break and stripped; and how many tokens were read, filling included. Raises `ValueError` for an unknown padding or a limit below 1."
+    to_longest = lookup(PADDINGS, padding, "padding") == "as_released"
     rows = [model.encode(prompt) for prompt in prompts]
     lengths, answers, read = [len(row) for row in rows], [""] * len(rows), 0
-    width = max(lengths) if lookup(PADDINGS, padding, "padding") == "as_released" else 0
+    width = max(lengths, default=0) if to_longest else 0
     for batch in batches([width or length for length in lengths], max_tokens):
         logits = last_logits(model, [rows[index] for index in batch], width)
         read += len(batch) * (width or lengths[batch[0]])
@@ -90,7 +97,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LanguageRun:
-    """A model and what it is asked. Raises `ValueError` for unknown tasks, repeated ones, or numbers that cannot be."""
+    """A model and what it is asked. Raises `ValueError` for a value of another type, unknown tasks, repeated ones, or numbers that cannot be."""
     model: str                 # see `load_language_model`; a label of the table becomes its name
     tasks: tuple[str, ...]
     examples: tuple[int, ...]  # numbers of in-context examples, 0 for zero-shot
@@ -100,6 +107,7 @@ class LanguageRun:
     precision: str = "float32" # of weights and activations
 
     def __post_init__(self):
+        check_types(self)
         object.__setattr__(self, "model", model_key(self.model))
         for task in self.tasks: language_task(task)
         for what, values in (("tasks", self.tasks), ("examples", self.examples)):
@@ -164,6 +172,14 @@ def find_language_record(run: LanguageRun, root: str | os.PathLike) -> xr.Datase
     return record
 
 
+def check_weights(run: LanguageRun, record: xr.Dataset) -> None:
+    "Raises `WrongRun` for a model in a folder or file of this machine whose weights are others now than those of the record: the name of such a run does not say which."
+    if run.model in LANGUAGE_MODELS or not Path(run.model).exists(): return
+    source = find_files(run.model).source
+    if source != record.attrs["source"]:
+        raise WrongRun(f"{run.folder} was measured with {record.attrs['source']}, and {run.model} is {source} now: move its folder below language/ away to measure again")
+
+
 def language_cost(run: LanguageRun, root: str | os.PathLike) -> dict[str, Any]:
     "What a complete run cost: seconds, loading included, of which `cpu_seconds` on all cores while answering; tokens read; threads; device."
     return json.loads((Path(root) / "language" / run.folder / "cost.json").read_text())
@@ -177,11 +193,14 @@ def evaluate_language(
     report: Callable[[str], None] = lambda line: None,  # told a line for each cell
     max_tokens: int | None = None,                   # of a batch
 ) -> xr.Dataset:                                     # dims task, examples, prompt
-    """The run's record: read if it is complete, else measured, cell after cell, going on behind those that are stored.
+    """The run's record: read if it is complete, else measured, cell after cell, going on behind those that are stored. Of a complete run no weights are loaded; those of a folder or file are compared.
 
-    Raises `MissingModel` before anything is written if weights or packages are not here, `ValueError` for a device that is not here or a model that cannot be read, `WrongRun` for files that do not belong."""
+    Raises `MissingModel` before anything is written if weights or packages are not here, `ValueError` for a device that is not here, a limit below 1 or a model that cannot be read, `WrongRun` for files that do not belong."""
     chosen = check_device(device)
-    if (record := find_language_record(run, root)) is not None: return record
+    if max_tokens is not None and max_tokens < 1: raise ValueError(f"max_tokens is {max_tokens}: it must be at least 1, or None for what suits the device")
+    if (record := find_language_record(run, root)) is not None:
+        check_weights(run, record)
+        return record
     started = time.monotonic()
     model = load_language_model(run.model, chosen, download, PRECISIONS[run.precision])
     check_causal(model)
@@ -209,7 +228,7 @@ def evaluate_language(
 
 def make_language_record(run: LanguageRun, model: LanguageModel, cells: dict[tuple[str, int], xr.Dataset | str]) -> xr.Dataset:
     """All cells in one Dataset: `correct` (task, examples, prompt), `asked` and `majority` (task, examples), and of the pairs that the model's tokenizer leaves `n_pairs`, `majority_share` and `chance` (task).
-    Where `asked` is false, `correct` is false and means nothing; the attribute `not_asked` has the reasons."""
+    Where `asked` is false, `correct` is false, `majority` 0, and both mean nothing; of too few pairs `majority_share` and `chance` are 0. The attribute `not_asked` has the reasons."""
     shape = len(run.tasks), len(run.examples)
     correct, asked, majority = np.zeros((*shape, run.n_prompts), bool), np.zeros(shape, bool), np.zeros(shape)
     not_asked: dict[str, dict[str, str]] = {}

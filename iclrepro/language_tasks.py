@@ -6,12 +6,12 @@
 __all__ = ['FAMILIES', 'MATCHES', 'Pair', 'LanguageTask', 'is_correct', 'algorithmic_tasks', 'Question', 'prompt_text', 'few_shot_questions', 'tokenizer_filter', 'majority_share', 'chance', 'LANGUAGE_TASKS', 'PAPER_TASKS', 'FactTable', 'fact_table', 'column_pairs', 'fact_tasks', 'language_task']
 
 # %% ../nbs/09a_language_tasks.ipynb #a489e9ea
-import difflib
 import string
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ MATCHES: dict[str, Callable[[str, str], bool]] = {"exact": _exact, "prefix": _pr
 
 @dataclass(frozen=True)
 class LanguageTask:
-    """A map from words to words, given by its pairs. Raises `ValueError` for an unknown family or rule, an input twice, or an output that is not accepted."""
+    """A map from words to words, given by its pairs. Raises `ValueError` for an unknown family or rule, an input twice, an output that is not accepted, or a text that is empty or has a line break."""
     name: str                 # the released code's: the family, then the map, "knowledge_country_capital"
     family: str               # in FAMILIES
     pairs: tuple[Pair, ...]
@@ -53,6 +53,8 @@ class LanguageTask:
         if twice: raise ValueError(f"inputs of {self.name} must be distinct: {', '.join(map(repr, twice[:5]))} come twice")
         wrong = [pair.input for pair in self.pairs if pair.output not in pair.accepted]
         if wrong: raise ValueError(f"the output of {wrong[0]!r} in {self.name} must be among those accepted")
+        unfit = [text for pair in self.pairs for text in (pair.input, *pair.accepted) if not text.strip() or "\n" in text]  # an empty one would begin with any answer
+        if unfit: raise ValueError(f"{self.name} has the text {unfit[0]!r}: a prompt needs texts of one line that are not empty")
 
 # %% ../nbs/09a_language_tasks.ipynb #634ae770
 def is_correct(
@@ -121,10 +123,10 @@ def few_shot_questions(
     """Prompts of a task: a pure function of the arguments, the same in every process.
 
     Prompt i asks the same question for every `n_examples` and every `n_prompts` above i, and fewer examples are the last ones of more. Beyond the number of inputs, questions come again with
-    examples drawn anew. Raises `ValueError` if the task has fewer than `n_examples + 1` inputs.
+    examples drawn anew. Raises `ValueError` if the task has fewer than `n_examples + 1` inputs, or for numbers that cannot be.
     """
     for what, value, least in (("n_examples", n_examples, 0), ("n_prompts", n_prompts, 1), ("seed", seed, 0)):
-        if value < least: raise ValueError(f"{what} is {value}: it must be at least {least}")
+        if not isinstance(value, Integral) or value < least: raise ValueError(f"{what} is {value!r}: it must be an integer of at least {least}")
     size = len(task.pairs)
     if size < n_examples + 1:
         raise ValueError(f"{task.name} has {size} distinct inputs: a prompt with {n_examples} examples and a question needs {n_examples + 1}. Ask for at most {max(size - 1, 0)} examples")
@@ -181,8 +183,11 @@ class FactTable(NamedTuple):
 
 
 def fact_table(name: str) -> FactTable:
-    "A table of facts by name (UTF-8, tab-separated, comments in front). Raises `ValueError` if a row has not as many cells as there are columns."
-    lines = (resources.files("iclrepro") / "facts" / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    "A table of facts by name (UTF-8, tab-separated, comments in front). Raises `ValueError` for an unknown name, or if a row has not as many cells as there are columns."
+    folder = resources.files("iclrepro") / "facts"
+    tables = sorted(path.name.removesuffix(".tsv") for path in folder.iterdir() if path.name.endswith(".tsv"))
+    if name not in tables: raise ValueError(f"unknown table {name!r}: choose one of {', '.join(tables)}")
+    lines = (folder / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     header, *rows = [line.split("\t") for line in lines if not line.startswith("#")]
     for row in rows:
@@ -195,9 +200,11 @@ def column_pairs(
     source: str,  # the column of inputs
     target: str,  # the column of outputs
 ) -> tuple[Pair, ...]:
-    "Pairs from one column to another, of distinct inputs: the first entries of both cells; accepted is what stands in any row that has the input among its entries."
+    "Pairs from one column to another, of distinct inputs: the first entries of both cells; accepted is what stands in any row that has the input among its entries. Raises `ValueError` for an unknown column."
     answers, first = {}, {}
     for row in rows:
+        for column in (source, target):
+            if column not in row: raise ValueError(f"unknown column {column!r}: choose one of {', '.join(row)}")
         first.setdefault(row[source][0], row[target][0])
         for entry in row[source]: answers.setdefault(entry, []).extend(row[target])
     return tuple(Pair(x, y, tuple(dict.fromkeys([y, *answers[x]]))) for x, y in first.items())

@@ -3,6 +3,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -56,6 +57,8 @@ def add_norm(device, rows, width, with_delta, half, twice=False):
     if twice:  # of the second norm alone
         of_z = [gradients(lambda *leaves: f(*leaves)[::2], leaves, weights[::2]) for f, leaves in ((ours, inputs), (theirs, [x.double() for x in inputs]))]
         close(*of_z, 3e-2)
+    of_sum = [gradients(lambda *leaves: f(*leaves)[:1], leaves, weights[:1]) for f, leaves in ((ours, inputs), (theirs, [x.double() for x in inputs]))]
+    close(*of_sum, 3e-2 if half else 2e-5)
 
 
 class Call(torch.nn.Module):
@@ -108,6 +111,8 @@ def collect(device, members):
     fused.Collector(matrix, places)(parts)
     expected = torch.full_like(matrix, 7.0)
     for place, part in zip(places, parts): expected[:, place] = part.reshape(members, -1).float()
+    assert torch.equal(matrix, expected)
+    with pytest.raises(ValueError, match="torch.float64"): fused.Collector(matrix, places)([part.double() for part in parts])
     assert torch.equal(matrix, expected)
 
 

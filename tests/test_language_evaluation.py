@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import xarray as xr
 from iclrepro import language
 from iclrepro.cli import main
 from iclrepro.language import LanguageRun, accuracy_with_interval, batches, check_causal, complete, evaluate_language, find_language_record, language_cost, last_logits
-from iclrepro.language_models import LanguageModel, MissingModel, load_language_model
+from iclrepro.language_models import LanguageModel, MissingModel, by_itself, load_language_model
 from iclrepro.language_tasks import LANGUAGE_TASKS, few_shot_questions, is_correct, language_task, tokenizer_filter
 from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset
@@ -101,6 +102,34 @@ def test_batches_hold_each_prompt_once_and_keep_to_the_limit(limit):
     assert list(batches([], limit)) == []
 
 
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused_before_any_work(tiny, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(language, "load_language_model", lambda *args: pytest.fail("a model was loaded"))
+    for refused in (lambda: evaluate_language(RUN, tmp_path, max_tokens=limit), lambda: complete(tiny["tiny-mamba"], ["example:a->"], max_tokens=limit)):
+        with pytest.raises(ValueError, match=f"max_tokens is {limit}"): refused()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_padding_is_refused_before_any_work(tiny, monkeypatch):
+    monkeypatch.setattr(LanguageModel, "encode", lambda *args: pytest.fail("a prompt was encoded"))
+    with pytest.raises(ValueError, match="unknown padding 'left'"): complete(tiny["tiny-mamba"], ["example:a->"], "left")
+
+
+def test_no_prompts_have_no_answers(tiny):
+    for padding in language.PADDINGS: assert complete(tiny["tiny-mamba"], [], padding) == ([], 0)
+
+
+@pytest.mark.parametrize("rows,width,message", [([], 0, "0 prompts"), ([[1], []], 0, "shortest of 0 tokens"), ([[1, 2, 3], [1]], 2, "width is 2: it must be at least 3"), ([[1]], -1, "width is -1")])
+def test_rows_that_cannot_be_read_are_refused(tiny, rows, width, message):
+    with pytest.raises(ValueError, match=message): last_logits(tiny["tiny-mamba"], rows, width)
+
+
+def test_without_an_end_of_text_nothing_is_filled_up_in_front(tiny):
+    wordless = dataclasses.replace(tiny["tiny-mamba"], tokenizer=SimpleNamespace(eos_token_id=None))
+    with pytest.raises(ValueError, match="no end of text"): last_logits(wordless, [[1, 2]], 3)
+    assert torch.equal(last_logits(wordless, [[1, 2]]), last_logits(tiny["tiny-mamba"], [[1, 2]]))
+
+
 def drawn(config):
     "A model of transformers with weights of some size, the same in each run."
     draws, model = Draws(3), AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -128,6 +157,13 @@ def test_a_causal_model_passes_and_one_that_looks_ahead_does_not(tiny):
     with pytest.raises(ValueError, match="looks ahead"): check_causal(dataclasses.replace(model, model=bert))
 
 
+def test_a_model_whose_logits_are_no_numbers_is_refused():
+    "Of numbers that are none, PyTorch calls one the largest: the model would seem to answer."
+    model = load_language_model("tiny-mamba")
+    model.model.lm_head.weight[7] = torch.nan
+    with pytest.raises(ValueError, match="tiny-mamba .*NaN"): check_causal(model)
+
+
 @pytest.mark.parametrize("text,answer", [("\n", ""), (" high", "high"), ("high\nlow", "high"), ("\nlow", ""), ("  ", "")])
 def test_an_answer_ends_at_a_line_break(copying, monkeypatch, text, answer):
     monkeypatch.setattr(LanguageModel, "decode", lambda model, token: text)
@@ -142,7 +178,8 @@ RUN = LanguageRun("tiny-mamba", ("algorithmic_list_last", "algorithmic_to_upper"
 @pytest.mark.parametrize("change,message", [
     ({"tasks": ("algorithmic_list_lasst",)}, "algorithmic_list_last"), ({"tasks": ()}, "at least one"), ({"tasks": ("algorithmic_list_last",) * 2}, "none twice"),
     ({"examples": ()}, "at least one"), ({"examples": (1, 1)}, "none twice"), ({"examples": (-1, 2)}, "at least 0"), ({"n_prompts": 0}, "at least 1"), ({"seed": -1}, "at least 0"),
-    ({"padding": "left"}, "as_released"), ({"precision": "float16"}, "bfloat16"),
+    ({"padding": "left"}, "as_released"), ({"precision": "float16"}, "bfloat16"), ({"tasks": list(RUN.tasks)}, "tasks is .* a tuple"), ({"tasks": RUN.tasks[0]}, "tasks is .* a tuple"),
+    ({"examples": [0, 3]}, "examples is .* a tuple"), ({"examples": (0.0, 3)}, "an integer"), ({"n_prompts": 12.0}, "n_prompts is 12.0"), ({"seed": True}, "seed is True"), ({"model": 5}, "model is 5"),
 ])
 def test_bad_runs_are_refused(change, message):
     with pytest.raises(ValueError, match=message): dataclasses.replace(RUN, **change)
@@ -256,6 +293,24 @@ def test_cells_of_other_weights_are_refused(copying, tmp_path, monkeypatch):
     one_cell(tmp_path, monkeypatch)
     monkeypatch.setattr(language, "load_language_model", lambda *args: dataclasses.replace(copying, source="made elsewhere"))
     with pytest.raises(WrongRun, match="made here.*made elsewhere"): evaluate_language(RUN, tmp_path)
+
+
+def test_a_record_of_weights_that_are_others_now_is_refused(tiny, tmp_path, monkeypatch):
+    "A folder's name says nothing about what is in it; without the folder the record is what there is."
+    folder, run = tmp_path / "mine", dataclasses.replace(RUN, model=str(tmp_path / "mine"), tasks=RUN.tasks[:1], examples=(1,))
+    def save(name):
+        with by_itself(): tiny[name].model.save_pretrained(folder), tiny[name].tokenizer.save_pretrained(folder)
+    save("tiny-mamba")
+    record = evaluate_language(run, tmp_path)
+    monkeypatch.setattr(language, "load_language_model", lambda *args: pytest.fail("a finished run loads nothing"))
+    assert evaluate_language(run, tmp_path).identical(record)
+    save("tiny-rwkv")
+    with pytest.raises(WrongRun, match="measured with folder mine, sha256 .* is folder mine, sha256 .* now"): evaluate_language(run, tmp_path)
+    shutil.rmtree(folder)
+    assert evaluate_language(run, tmp_path).identical(record)
+    monkeypatch.chdir(tmp_path)
+    named = dataclasses.replace(run, model="tiny-mamba")
+    language.check_weights(named, record), (tmp_path / "tiny-mamba").mkdir(), language.check_weights(named, record)  # a name of the table is no folder, whatever lies about
 
 
 def test_a_damaged_cell_is_named(copying, tmp_path, monkeypatch):

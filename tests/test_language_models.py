@@ -119,6 +119,19 @@ def test_a_missing_package_is_a_missing_model(package, monkeypatch):
     with pytest.raises(MissingModel, match=rf"{package}.*\[language\]"): load_language_model("tiny-mamba")
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_here_is_refused_before_the_files_are_looked_for(device, monkeypatch):
+    monkeypatch.setattr("iclrepro.language_models.find_files", lambda *args: pytest.fail("looked for"))
+    with pytest.raises(ValueError, match=f"device '{device}'"): load_language_model("tiny-mamba", device)
+
+
+def test_what_no_package_here_can_read_is_not_available(gguf_file, monkeypatch):
+    assert is_available("tiny-mamba") and is_available(str(gguf_file))
+    for package, name in ("accelerate", str(gguf_file)), ("gguf", str(gguf_file)), ("transformers", "tiny-mamba"):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert not is_available(name)
+
+
 def test_a_missing_wheel_names_the_command(monkeypatch):
     from importlib import metadata
 
@@ -179,6 +192,20 @@ def test_weights_that_are_not_there_are_not_drawn(stored, tmp_path):
     lost = next(name for name in weights if "layers.1" in name or "blocks.1" in name)
     save_file({name: value for name, value in weights.items() if name != lost}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 weights"): load_language_model(str(folder))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(stored, tmp_path):
+    "transformers would give some models one without a vocabulary, and a prompt would have no tokens."
+    folder = copy_of(stored[1], tmp_path / "wordless")
+    (folder / "tokenizer.json").unlink(), (folder / "tokenizer_config.json").unlink()
+    with pytest.raises((MissingModel, ValueError), match="wordless.*tokenizer"): load_language_model(str(folder))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_file_is_told_with_its_folder(stored, tmp_path, file):
+    folder = copy_of(stored[1], tmp_path / "damaged")
+    (folder / file).write_bytes((folder / file).read_bytes()[:40])
+    with pytest.raises(ValueError, match="folder damaged, sha256 .* cannot be loaded"): load_language_model(str(folder))
 
 
 # The hub's cache

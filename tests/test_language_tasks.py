@@ -65,6 +65,8 @@ def test_a_wrong_task_is_refused():
         with pytest.raises(ValueError, match=message): dataclasses.replace(made(("a", "b")), **change)
     with pytest.raises(ValueError, match="'a' come twice"): made(("a", "b"), ("a", "c"))
     with pytest.raises(ValueError, match="'x' in made_up must be among"): LanguageTask("made_up", FAMILIES[0], (Pair("x", "y", ("z",)),), "exact", "", False, False)
+    for row in ("a", ""), ("a", "b", " "), ("", "b"), ("a", "b\nc"):
+        with pytest.raises(ValueError, match="made_up has the text .*: a prompt needs texts of one line"): made(row, match="prefix")
 
 
 # Algorithmic pairs, by other means ------------------------------------------------------------------------------------
@@ -179,6 +181,8 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(ValueError, match="has 0 distinct inputs"): few_shot_questions(made(), 0, 1, seed=0)
     for name, arguments in ("n_examples", (-1, 1, 0)), ("n_prompts", (1, 0, 0)), ("seed", (1, 1, -1)):
         with pytest.raises(ValueError, match=f"{name} is"): few_shot_questions(task, *arguments)
+    for name, arguments in ("n_examples", (1.0, 1, 0)), ("n_prompts", (1, 1.5, 0)), ("seed", (1, 1, "0")):
+        with pytest.raises(ValueError, match=f"{name} is .*: it must be an integer"): few_shot_questions(task, *arguments)
 
 
 DIGEST = """
@@ -310,6 +314,12 @@ def test_a_row_with_a_cell_too_few_is_refused(tmp_path, monkeypatch):
     (tmp_path / "facts/broken.tsv").write_text("# A table.\na\tb\nx\ty\nz\n", encoding="utf-8")
     monkeypatch.setattr("iclrepro.language_tasks.resources.files", lambda package: tmp_path)
     with pytest.raises(ValueError, match="broken has 1 cells and must have 2"): fact_table("broken")
+
+
+def test_an_unknown_table_or_column_names_those_there_are():
+    with pytest.raises(ValueError, match=f"unknown table 'wordz': choose one of {', '.join(path.stem for path in TABLES)}"): fact_table("wordz")
+    for columns in ("fr", "de"), ("de", "fr"):
+        with pytest.raises(ValueError, match="unknown column 'de': choose one of en, fr, es, it"): column_pairs(fact_table("words").rows, *columns)
 
 
 def test_an_input_that_comes_again():

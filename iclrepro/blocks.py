@@ -187,7 +187,7 @@ class Mamba(Block):
         return super().flops(length) + length * d_inner * (2 * d_conv + 9 * self.d_state + 2)
 
 # %% ../nbs/04a_state_space.ipynb #58f3a67c
-from .diagonal_cuda import state_space_cuda
+from .diagonal_cuda import MOST_PAIRS, state_space_cuda
 from .scan import BACKENDS
 
 # %% ../nbs/04a_state_space.ipynb #c7d6dfd3
@@ -278,7 +278,7 @@ class DiagonalSSM(nn.Module):
     def forward(
         self, u: Tensor,  # (batch, length, channels)
     ) -> Tensor:          # (batch, length, channels)
-        if u.is_cuda and not BACKENDS["cuda"].refusal(u): return state_space_cuda(u, self.log_dt, self.A_log, self.A_imag, self.C, self.D)
+        if u.is_cuda and self.A_log.shape[1] <= MOST_PAIRS and not BACKENDS["cuda"].refusal(u): return state_space_cuda(u, self.log_dt, self.A_log, self.A_imag, self.C, self.D)
         direct = u.device.type == "cpu" and u.shape[1] <= DIRECT_UP_TO
         exact = u if u.dtype == torch.float64 else u.float()  # under autocast it may come in bfloat16
         return ((convolve_direct if direct else convolve_fft)(exact, self.kernel(u.shape[1])) + self.D * exact).to(u.dtype)

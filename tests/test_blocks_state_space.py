@@ -11,6 +11,7 @@ from scipy.signal import cont2discrete
 from test_blocks_models import (  # noqa: F401
     DTYPES, assert_equal, assert_normal, assert_uniform, block_of, count, perturbed, with_gradients)
 
+from iclrepro import blocks
 from iclrepro.blocks import DIRECT_UP_TO, S4D, DiagonalSSM, S4DPost, S4Mamba, convolve_direct, convolve_fft, s4d_loop
 from iclrepro.models import ModelConfig, build_model
 from iclrepro.prompts import Draws
@@ -287,3 +288,18 @@ def test_blocks_find_their_hyperparameters_and_train():
     training.advance()
     assert training.losses.isfinite().all()
     assert all((p != before[name]).any() for name, p in training.members[0].model.named_parameters())
+
+
+class OnAGPU(torch.Tensor):
+    "Says that it is on a GPU."
+    is_cuda = True
+
+
+@pytest.mark.parametrize("d_state, walked", [(256, True), (258, False)])
+def test_more_pairs_than_the_kernels_take_go_the_way_of_other_devices(monkeypatch, d_state, walked):
+    monkeypatch.setitem(blocks.BACKENDS, "cuda", type("Serves", (), {"refusal": staticmethod(lambda u: "")}))
+    monkeypatch.setattr(blocks, "state_space_cuda", lambda u, *parameters: "the kernels")
+    ssm, u = ssm_of(3, d_state), Draws(2).normal(2, 5, 3)
+    found = ssm(u.as_subclass(OnAGPU))
+    if walked: assert found == "the kernels"
+    else: torch.testing.assert_close(found.as_subclass(torch.Tensor), ssm(u))

@@ -72,9 +72,6 @@ def known(monkeypatch):
     for name, cls in TASKS_HERE.items(): monkeypatch.setitem(TASKS, name, cls)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def config(name="short", task=None, steps=30, **changes):
     task = task or LinearRegression(3, 8)
     model = architecture("transformer", 3, n_layers=1, d_model=16, n_heads=2, n_points=8)

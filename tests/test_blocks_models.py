@@ -25,8 +25,6 @@ from transformers import GPT2Config, GPT2Model, MambaConfig  # noqa: E402
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP  # noqa: E402
 from transformers.models.mamba.modeling_mamba import MambaMixer  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the largest value of each tensor
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -17,7 +17,6 @@ from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import TrainConfig, Training
 from iclrepro.wkv import token_shift, token_shift_torch, wkv, wkv_loop, wkv_torch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = pytest.mark.parametrize("cls", [RWKVTime, RWKVChannel, LSTM])
 
 

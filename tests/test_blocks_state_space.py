@@ -18,7 +18,6 @@ from iclrepro.prompts import Draws
 from iclrepro.tasks import Curriculum, LinearRegression
 from iclrepro.training import TrainConfig, Training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BLOCK_NAMES = pytest.mark.parametrize("cls", [S4D, S4DPost, S4Mamba])
 
 

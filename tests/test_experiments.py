@@ -18,7 +18,6 @@ from iclrepro.results import load_dataset
 from iclrepro.runs import RunConfig, find_record, run
 from iclrepro.tasks import LinearRegression, make_task
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PARAMETERS = {"tier": "smoke", "root": "results", "device": "cpu", "train_missing": True}
 
 

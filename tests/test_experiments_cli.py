@@ -288,9 +288,6 @@ def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def command_line(capsys):
     "The command line, in this process: words -> exit status and everything said."

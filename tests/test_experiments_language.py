@@ -27,7 +27,6 @@ from iclrepro.language_tasks import LANGUAGE_TASKS, PAPER_TASKS
 from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("grazzi_language_accuracy", "grazzi_language_context")
 PARAMETERS = {"tier": "smoke", "root": "results", "device": "cpu", "train_missing": True, "models": [], "download": False}
 PAPER = {"grazzi_language_accuracy": paper_accuracy, "grazzi_language_context": paper_context}

@@ -20,8 +20,6 @@ from iclrepro.results import load_dataset, save_dataset
 from iclrepro.runs import run
 from iclrepro.tasks import Curriculum, SparseParity
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def products(x, k): return [math.prod(x[i] for i in chosen) for chosen in itertools.combinations(range(len(x)), k)]
 

@@ -23,8 +23,6 @@ from iclrepro.runs import run
 from iclrepro.tasks import Curriculum, OrthogonalOutliers, Ramp, SparseParity, make_task
 from iclrepro.training import TrainConfig, flops_by_step, training_flops
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def training(model="transformer", steps=37, points=Ramp(3, 8, 2, 7), **options):
     config = task_runs("orthogonal_outliers", "smoke", [model])[TITLES[model]].train

@@ -19,7 +19,6 @@ from iclrepro.results import load_checkpoint, load_dataset
 from iclrepro.shifts import sample_shifted
 from iclrepro.tasks import FormalLanguages
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("park_chain_of_thought", "park_mqar", "park_languages")
 MODELS = {title: name for name, title in TITLES.items()}
 

@@ -31,9 +31,6 @@ from iclrepro.training import NonFiniteLoss, Stack, TrainConfig, Training
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def config_of(model="transformer", task=None, steps=15, seeds=(3, 7), curriculum=None, n_layers=1, **changes):
     task = task or ManyOutliers(3, 8, p=0.7)
     net = model_for(task, model, "tiny", n_layers=n_layers, d_model=16, n_heads=2, **{"dropout": 0.3} if model.startswith("s4") else {})

@@ -22,7 +22,6 @@ from iclrepro.runs import RunConfig, Stopped, find_record, run, summarise_tasks
 from iclrepro.tasks import DecisionTree, LinearRegression, ManyOutliers, NoisyLinearRegression, OrthogonalOutliers, ReluNetwork, SkewedLinearRegression, VectorMQAR
 from iclrepro.training import Training, essence
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 TASK = SkewedLinearRegression(3, 8)
 PROBE = Probe((4, 7), n_tasks=3, n_validation=3, n_test=5, seed=11)

@@ -14,9 +14,6 @@ from iclrepro.training import NonFiniteLoss, SideBySide, Stack, TrainConfig, Tra
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def small(name):
     cls = TASKS[name]
     return make_task(name, n_points=6) if cls.layout == "pairs" else make_task(name)

@@ -20,7 +20,6 @@ from iclrepro.results import load_dataset
 from iclrepro.shifts import SHIFTS, fitting_shifts, sample_shifted
 from iclrepro.tasks import FAMILIES, HELD_OUT, NARROW, OPEN, AssociativeRecall, FewShotMappings, make_task, task_from_dict, task_to_dict
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = FewShotMappings(dim=30, n_points=7, n_rare=10, n_forms=5, n_attributes=6, n_values=3, n_label_languages=3, most_tasks=3)
 EXAMS = {f"{family}_{tasks}_tasks_{words}_words": replace(SMALL, family=family, tasks=tasks, words=words, most_tasks=1)
          for family in FAMILIES for tasks in ("trained", "held_out") for words in ("trained", "held_out")}

@@ -32,9 +32,6 @@ from iclrepro.tasks import TASKS, Curriculum, LinearRegression, Ramp, SparsePari
 from iclrepro.training import NonFiniteLoss, TrainConfig, Training, content_hash, essence, inner_precision, training_flops
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def train_config(name="transformer", task=None, **changes):
     task = task or LinearRegression(3, 8)
     model = architecture(name, task.dim, n_layers=1, d_model=16, n_heads=2, n_points=12)

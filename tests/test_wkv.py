@@ -13,7 +13,6 @@ from iclrepro.prompts import Draws
 from iclrepro.wkv import BACKENDS, squared_relu, squared_relu_torch, token_shift, token_shift_torch, wkv, wkv_errors, wkv_loop
 from iclrepro.wkv_numba import wkv_numba
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = pytest.mark.parametrize("batch, length, channels", [(2, 1, 6), (1, 2, 3), (2, 5, 3), (3, 17, 35), (2, 8, 64), (2, 16, 33), (1, 70, 4), (5, 33, 1)])
 
 

@@ -7,7 +7,7 @@ __all__ = ['BACKENDS', 'scan_loop', 'linear_recurrence', 'scan_torch', 'conv_loo
            'selective_scan', 'causal_conv1d', 'errors_against_loop']
 
 # %% ../nbs/03_scan.ipynb #5010bf64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -180,19 +180,19 @@ BACKENDS = {
 def find_backend(
     name: str,  # a key of BACKENDS, or "auto"
     like: Tensor,  # device and dtype to serve
+    among: Iterable[str] = BACKENDS,  # those that have the operation, the first choice first
     **sizes: int,  # of axes, such as channels = 256
 ) -> str:
-    """The name of the backend to use: `name` itself, or for "auto" the first of BACKENDS that serves `like`.
+    """The name of the backend to use: `name` itself, or for "auto" the first that serves `like`.
 
     Raises ValueError for an unknown name and for a backend that cannot serve `like`, saying why and what can.
     """
-    lookup({"auto": "the first that serves", **BACKENDS}, name, "backend")
-    refusals = {key: BACKENDS[key].refusal(like, **sizes) for key in (BACKENDS if name == "auto" else [name])}
+    lookup(["auto", *among], name, "backend")
+    refusals = {key: BACKENDS[key].refusal(like, **sizes) for key in (among if name == "auto" else [name])}
     for key, refusal in refusals.items():
-        if not refusal:
-            return key
+        if not refusal: return key
     reasons = "; ".join(f"backend {key!r} {refusal}" for key, refusal in refusals.items())
-    usable = [key for key in BACKENDS if not BACKENDS[key].refusal(like, **sizes)]
+    usable = [key for key in among if not BACKENDS[key].refusal(like, **sizes)]
     advice = f"usable here: {', '.join(usable)}, or auto" if usable else "convert the tensors first"
     raise ValueError(f"{reasons} ({advice})")
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import scan
-from .prompts import lookup
 from .scan import _check, _widened, linear_recurrence
 
 # %% ../nbs/03j_wkv.ipynb #d3c0debe
@@ -71,14 +70,8 @@ def _function(
     backend: str = "auto",
 ) -> Callable:
     "The function of a backend, or of the first that serves; ValueError for an unknown backend and for one that cannot serve."
-    lookup({"auto": "the first that serves", **BACKENDS}, backend, "backend")
-    refusals = {name: scan.BACKENDS[name].refusal(like) for name in (BACKENDS if backend == "auto" else [backend])}
-    serves = [name for name, refusal in refusals.items() if not refusal]
-    if not serves:
-        usable = [name for name in BACKENDS if not scan.BACKENDS[name].refusal(like)]
-        advice = f"usable here: {', '.join(usable)}, or auto" if usable else "convert the tensors first"
-        raise ValueError("; ".join(f"backend {name!r} {refusal}" for name, refusal in refusals.items()) + f" ({advice})")
-    return getattr(import_module(BACKENDS[serves[0]]), f"{operation}_{serves[0]}")
+    name = scan.find_backend(backend, like, BACKENDS)
+    return getattr(import_module(BACKENDS[name]), f"{operation}_{name}")
 
 
 def wkv(

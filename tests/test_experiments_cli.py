@@ -470,7 +470,8 @@ def test_reproduce_goes_on_after_being_killed_and_ends_with_everything(smoke):
     while_training, while_drawing = ({name for name in kill if name.endswith("record.nc")} for kill in smoke.kills)
     assert 2 <= len(while_training) < len(RUNS) and len(while_drawing) >= 3 and not FILES <= smoke.kills[1].keys(), "it was not killed in the middle"
     assert smoke.status == 0, smoke.output
-    assert f"{len(while_drawing)} of {len(RUNS)} runs are complete" in smoke.output
+    trained = {name for name in while_drawing if name.startswith("runs/")}  # notebooks that evaluate language models leave records, too, and may be the first to
+    assert f"{len(trained)} of {len(RUNS)} runs are complete" in smoke.output
     after = states(smoke.root)
     for kill, complete in zip(smoke.kills, (while_training, while_drawing)):
         assert {name: after[name] for name in complete} == {name: kill[name] for name in complete}, "complete runs were made again"

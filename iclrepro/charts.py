@@ -31,7 +31,7 @@ MODEL_COLOURS = {
 }
 BASELINE_STYLES = {"Least squares": ("#333333", [1, 0]), "Bayes": ("#333333", [1, 0]), "3 nearest neighbours": ("#777777", [6, 3]), "Averaging": ("#AAAAAA", [2, 2]), "No context": ("#AAAAAA", [2, 2]),
                    "Oracle": ("#333333", [1, 0]), "Most common answer": ("#AAAAAA", [2, 2])}
-SPARE_STYLES = [("#333333", [8, 2]), ("#777777", [4, 2]), ("#555555", [1, 2]), ("#999999", [8, 2, 2, 2]), ("#333333", [4, 4]), ("#777777", [1, 4])]  # of other yardsticks, in turn
+SPARE_STYLES = [("#333333", [8, 2]), ("#777777", [9, 3, 2, 3]), ("#555555", [1, 2]), ("#999999", [3, 2]), ("#333333", [4, 4]), ("#777777", [1, 4])]  # of other yardsticks, in turn
 
 
 def style(who: str, others: Sequence[str] = ()) -> tuple[str, list[int]]:

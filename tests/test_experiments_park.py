@@ -4,6 +4,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from iclrepro import experiments
 from iclrepro.claims import MARK_FAILED, FAILED_BELOW, MARK_GAP, MARK_SOLVED, SOLVED_FROM, end_errors, gained, mark, paper_marks, table_marks
 from iclrepro.cli import draw
 from iclrepro.experiments import (EXPERIMENTS, MOST_WINDOWS, OUTLIER_STUDIES, REGRESSION_STUDIES, STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, TASK_SIZES, TIERS, by_study, collect, experiment_runs,
-                                  learning_curves, no_context, printed_error, study_at, task_runs)
+                                  Settings, learning_curves, no_context, not_run, printed_error, study_at, task_runs)
 from iclrepro.models import TITLES, build_model, predict
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
@@ -202,13 +203,22 @@ def test_labels_name_model_and_study():
             assert {f"{who}, {STUDY_TITLES[study]}" for study, chosen in by_study(runs).items() for who in chosen} == set(runs)
 
 
+def test_runs_that_are_missing_are_named_together():
+    settings = Settings("park_regression", "gpu", Path(), "cpu", False)
+    kept = lambda *missing: {label: None for label in experiment_runs("park_regression", "gpu") if not label.endswith(missing) and not label.startswith(missing)}
+    assert not_run(settings, kept("nothing")) == []
+    assert not_run(settings, kept("S4", ", decision tree")) == ["Not run yet: decision tree.", "Not run yet of S4, S4-Mamba: linear regression; sparse linear regression; ReLU network."]
+    assert not_run(settings, {label: None for label in kept("Mamba, ReLU", "S4") if label != "MambaFormer, linear regression"}) == [
+        "Not run yet of MambaFormer, S4, S4-Mamba: linear regression.", "Not run yet of S4, S4-Mamba: sparse linear regression; decision tree.", "Not run yet of Mamba, S4, S4-Mamba: ReLU network."]
+
+
 def test_a_table_is_drawn_from_what_there_is(tmp_path):
     "Two records of twenty-seven, nothing trained: the face says what is missing, and no verdict is given."
     labels = ["Transformer, many outliers", "Mamba, many outliers"]
     for label in labels: run(experiment_runs("park_table1", "smoke")[label], tmp_path)
     draw("park_table1", "smoke", str(tmp_path), train_missing=False)
     text = " ".join(ElementTree.parse(tmp_path / "park_table1" / "smoke.svg").getroot().itertext())
-    assert "Tier: smoke" in text and "Not run yet: linear regression; " in text and "; MambaFormer, many outliers." in text
+    assert "Tier: smoke" in text and "Not run yet: linear regression; " in text and "Not run yet of MambaFormer: many outliers." in text
     numbers = load_dataset(tmp_path / "park_table1" / "smoke.nc")
     assert numbers["study"].values.tolist() == ["many_outliers"] and set(numbers.who.values) == {"Transformer", "Mamba", *experiments.YARDSTICKS["many_outliers"]}
     assert set(json.loads(numbers.attrs["runs"])) == set(labels)

@@ -410,7 +410,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES
+from .experiments import STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, by_value
 from .models import TITLES
 from .prompts import lookup
 
@@ -468,7 +468,8 @@ def solved_by(numbers: xr.Dataset) -> str:
     "Who solves what, as a figure's title."
     rows = table_marks(numbers)
     rows = rows[(rows.mark == MARK_SOLVED) & rows.learnt]
-    return "Solved: " + "; ".join(f"{STUDY_TITLES[study]} by {', '.join(rows.who[rows.study == study]) or 'nobody'}" for study in numbers.study.values)
+    groups = by_value({STUDY_TITLES[study]: rows.who[rows.study == study] for study in numbers.study.values})
+    return "Solved by " + ". By ".join(f"{', '.join(who) or 'nobody'}: {'; '.join(studies)}" for who, studies in groups.items())
 
 # %% ../nbs/13i_claims_park.ipynb #fd6bd41e
 MARKED_DOWN = {

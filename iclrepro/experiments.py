@@ -132,13 +132,13 @@ def experiment_runs(name: str, tier: str) -> dict[str, RunConfig]:
 
 
 def runs_at(tier: str, experiments: Iterable[str] = ()) -> dict[str, RunConfig]:
-    "All runs of a tier, or of some of its experiments, by folder; experiments may share them. Raises `ValueError` for an unknown name."
-    lookup(TIERS, tier, "tier")
+    "All runs of a tier, or of some of its experiments, by folder; experiments may share them. Raises `ValueError` for an unknown name or tier."
     return {config.folder: config for name in chosen_experiments(tier, experiments) for config in experiment_runs(name, tier).values()}
 
 
 def chosen_experiments(tier: str, experiments: Iterable[str] = ()) -> list[str]:
-    "These experiments, or all that have the tier. Raises `ValueError` for an unknown name."
+    "These experiments, or all that have the tier. Raises `ValueError` for an unknown name or tier."
+    lookup(TIERS, tier, "tier")
     names = list(experiments)
     for name in names: experiment_runs(name, tier)
     return names or [name for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers]
@@ -187,7 +187,7 @@ def listed(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_parameters(experiment: str, names: Mapping[str, Any]) -> Settings:
-    """The settings from a notebook's `globals()`. Raises `ValueError` for an unknown parameter or value.
+    """The settings from a notebook's `globals()`. Raises `ValueError` for an unknown or missing parameter and for a value that is not allowed.
 
     A parameter is a literal; relative roots are relative to the project. `models`, of experiments that evaluate pretrained ones, is a list or, from a command line, names with commas between them."""
     known = ("tier", "root", "device", "train_missing")
@@ -198,8 +198,12 @@ def check_parameters(experiment: str, names: Mapping[str, Any]) -> Settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"unknown parameter {name!r}: {experiment} takes {', '.join(known)}." + (f" Did you mean {close[0]!r}?" if close else ""))
+    for name in known:
+        if name not in names: raise ValueError(f"the parameter {name} is missing: {experiment} takes {', '.join(known)}")
     for name in ("train_missing", "download"):
         if not isinstance(names[name] if name in known else False, bool): raise ValueError(f"{name} is {names[name]!r}: it must be True or False")
+    for name, kind, example in (("root", str | Path | int, "results"), ("device", str, "cpu")):  # papermill's `-p` makes a number of a name of digits
+        if not isinstance(names[name], kind) or not names[name]: raise ValueError(f"{name} is {names[name]!r}: it must be a text, such as {example!r}")
     settings = Settings(experiment, names["tier"], project_root() / str(names["root"]), names["device"], names["train_missing"])
     if "models" in known: settings = replace(settings, models=listed(names["models"]), download=names["download"])
     experiment_runs(experiment, settings.tier)
@@ -214,9 +218,10 @@ def collect(
     report: Report = lambda progress: None,
     partly: bool = False,                    # where training is not allowed, do with the records that are there
 ) -> dict[str, xr.Dataset]:                  # by label
-    "The records of an experiment's runs. Raises `FileNotFoundError` if training is not allowed and one is missing, with `partly` if all are."
-    records = {}
-    for title, config in experiment_runs(settings.experiment, settings.tier).items():
+    "The records of an experiment's runs. Raises `ValueError` for an unknown label, and `FileNotFoundError` if training is not allowed and one is missing, with `partly` if all are."
+    records, runs = {}, experiment_runs(settings.experiment, settings.tier)
+    for title in models or (): lookup(runs, title, f"run of {settings.experiment} at tier {settings.tier}")
+    for title, config in runs.items():
         if models is not None and title not in models: continue
         record = find_record(config, settings.root)
         if record is None: record = find_record(config, project_root() / COMMITTED)

@@ -12,7 +12,7 @@ from iclrepro.baselines import BASELINES, averaging, least_squares
 from iclrepro.catalogue import figures, minutes, minutes_asking, shown_evaluations, shown_runs, stored_tiers
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import (COMMITTED, EXPERIMENTS, TASK_SIZES, TIERS, Yardstick, baseline_scores, check_parameters, collect, experiment_runs, gather, left_out, measure_baseline,
-                                  experiment_evaluations, runs_at, size_of, task_runs, yardstick_exams)
+                                  chosen_experiments, experiment_evaluations, runs_at, size_of, task_runs, yardstick_exams)
 from iclrepro.language import find_language_record
 from iclrepro.results import load_dataset
 from iclrepro.runs import RunConfig, find_record, run
@@ -78,6 +78,7 @@ def test_what_is_not_trained_is_left_out_and_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ask, message", {
     "study": (lambda: size_of("linear_regresion", "smoke"), "unknown study 'linear_regresion'.*mean 'linear_regression'"),
     "tier": (lambda: size_of("linear_regression", "huge"), "unknown tier of linear_regression 'huge'"),
+    "tier of all experiments": (lambda: chosen_experiments("huge"), "unknown tier 'huge': choose one of smoke, laptop, gpu, paper"),
     "model": (lambda: task_runs("linear_regression", "smoke", ["mambo"]), "unknown model 'mambo'"),
     "option": (lambda: task_runs("linear_regression", "smoke", ["mamba"], widht=3), "unknown option of a model 'widht'")}.values())
 def test_unknown_names_are_refused(ask, message):

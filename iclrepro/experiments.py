@@ -318,8 +318,9 @@ def measured(
 
 
 def baseline_scores(yardstick: Yardstick, config: RunConfig, root: Path) -> xr.Dataset:
-    "The scores of a registered baseline in the exams of a run: stored ones if there are any below `root` or in the project, else computed and stored. Raises `ValueError` for an unknown name."
+    "The scores of a registered baseline in the exams of a run: stored ones if there are any below `root` or in the project, else computed and stored. Raises `ValueError` for an unknown name, or if it is asked in none of the exams."
     made, task, exams = lookup(BASELINES, yardstick.name, "baseline"), config.train.task, yardstick_exams(yardstick, config)
+    if not exams: raise ValueError(f"{yardstick} is asked in no exam of {config.name}: its shifts are {', '.join(exam.shift for exam in config.exams)}, with 0 to {max(exam.n_points for exam in config.exams) - 1} examples")
     asked = {"baseline": yardstick.name, "task": task_to_dict(task), "exams": [exam.to_dict() for exam in exams]}
     return measured(yardstick.name, asked, partial(measure_baseline, made, task, exams), root)
 
@@ -350,7 +351,9 @@ def gather(
     records: Mapping[str, xr.Dataset],  # of one study, by label
     baselines: Mapping[str, str | Yardstick | Callable[..., torch.Tensor]] = {},  # by title: a registered one, or f(x, y, query) -> predictions
 ) -> xr.Dataset:
-    """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples)."""
+    """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples). Raises `ValueError` without a record, or if a baseline is called what a model is."""
+    if not records: raise ValueError(f"no records of {settings.experiment}: give at least one")
+    for name in records.keys() & baselines.keys(): raise ValueError(f"{name!r} is a model and a baseline: call the baseline something else than {', '.join(records)}")
     config = config_of(next(iter(records.values())))
     names = {"pooled": "value", "pooled_low": "low", "pooled_high": "high", "score": "by_seed"}
     parts, files = [record[list(names)].rename(names).drop_attrs() for record in records.values()], []

@@ -402,6 +402,7 @@ import xarray as xr
 from .evaluation import spread
 from .models import SIZES
 from .presets import GRAZZI_S4, preset
+from .prompts import lookup
 from .runs import RunConfig
 from .tasks import Curriculum, DecisionTree, Ramp, ReluNetwork, SkewedLinearRegression, SparseLinearRegression, Task
 
@@ -429,7 +430,7 @@ def _smoke_size(task: Task, shifts: Sequence[str], probes: tuple[int, ...]) -> S
 
 
 def _laptop_size(task: Task, steps: int, test_points: int, shifts: Sequence[str], probes: tuple[int, ...]) -> Size:
-    "Under a minute of a study: four Mamba blocks or three Transformer layers of width 32."
+    "About a minute of a study: four Mamba blocks or three Transformer layers of width 32."
     return Size(task, _in_four_steps(task, 100), 3, 2, 32, 4, steps, 3e-3, test_points, (0, 1), "cosine", 640, shifts=tuple(shifts), probes=probes)
 
 
@@ -471,8 +472,8 @@ S4_WIDTHS = {"smoke": 16, "laptop": 32, "gpu": GRAZZI_S4["d_model"].value, "pape
 
 
 def skewed_runs(tier: str) -> dict[str, RunConfig]:
-    "Regression on skewed inputs by a Transformer without positions, Mamba and S4."
-    s4, = task_runs("skewed_linear_regression", tier, ("s4_post",), d_model=S4_WIDTHS[tier]).values()
+    "Regression on skewed inputs by a Transformer without positions, Mamba and S4. Raises `ValueError` for an unknown tier."
+    s4, = task_runs("skewed_linear_regression", tier, ("s4_post",), d_model=lookup(S4_WIDTHS, tier, "tier")).values()
     if tier in ("gpu", "paper"): s4 = replace(s4, train=replace(s4.train, lr=GRAZZI_S4["lr"].value))
     return labelled_runs("skewed_linear_regression", tier) | {"S4": s4}
 
@@ -485,7 +486,7 @@ def longer(
     factor: int,        # times as many in-context examples in training
     batch_size: int,
 ) -> Size:
-    "The same study on longer prompts, asked as before as trained and on isotropic inputs, and probed nowhere."
+    "The same study on longer prompts: asked as far as before, but only in its own distribution and on isotropic inputs, and probed nowhere."
     points = size.curriculum.points
     stretched = Ramp(factor * (points.start - 1) + 1, factor * (points.end - 1) + 1, factor * points.increment, points.interval)
     return replace(size, task=replace(size.task, n_points=stretched.end), curriculum=replace(size.curriculum, points=stretched), shifts=("none", "isotropic"), batch_size=batch_size, probes=())
@@ -503,7 +504,7 @@ def length_runs(tier: str) -> dict[str, RunConfig]:
 
 
 def function_runs(tier: str) -> dict[str, RunConfig]:
-    "Three functions by the two models and, but for the paper's own lengths, by MambaFormer, by label: `model, task`."
+    "Three functions by the two models and, but for the paper tier, by MambaFormer, by label: `model, task`."
     runs = {}
     for study in FUNCTIONS:
         models = labelled_runs(study, tier)
@@ -534,18 +535,19 @@ _PACKAGES = {"greedy_tree": "sklearn", "greedy_tree_4": "sklearn", "xgboost_as_r
 
 
 def function_yardsticks(
-    run: RunConfig,
+    run: RunConfig,         # on one of FUNCTIONS
 ) -> dict[str, Yardstick]:  # by title
-    "What Fig. 2 of Grazzi et al. draws beside the models, thinned."
+    "What Fig. 2 of Grazzi et al. draws beside the models, thinned. Raises `ValueError` for another task."
     last, longest = run.train.task.n_points - 1, run.exams[0].n_points
     few = tuple(sorted({*spread(longest, 9), last}))
     prompts, trees, boosted = (256, 512, 512) if longest > 200 else (128, 128, 64)  # of trees, a few prompts have most of the error
     linear = Yardstick("least_squares", n_prompts=prompts)
-    return {
+    by_task = {
         "sparse_linear_regression": {"Least squares": linear, "Lasso 0.01": Yardstick("lasso_0.01", n_prompts=prompts)},
         "relu_network": {"Least squares": linear, "2-layer network": Yardstick("network_as_released", few, prompts)},
         "decision_tree": {"Greedy tree": Yardstick("greedy_tree", few, trees), "Greedy tree, depth 4": Yardstick("greedy_tree_4", few, trees), "XGBoost": Yardstick("xgboost_as_released", few, boosted)},
-    }[run.train.task.name]
+    }
+    return lookup(by_task, run.train.task.name, "task of Fig. 2")
 
 
 def at_hand(yardsticks: Mapping[str, Yardstick], run: RunConfig, root: Path) -> dict[str, Yardstick]:
@@ -565,9 +567,11 @@ def gather_panels(
     records: Mapping[str, xr.Dataset],                          # by label, `model, panel`
     yardsticks: Mapping[str, Mapping[str, Yardstick]] = {},     # by panel, by title
 ) -> xr.Dataset:
-    """Value, low, high (panel, who, shift, examples), by_seed (panel, who, seed, shift, examples), trained_to, dim and no_context (panel) of runs on several studies."""
+    """Value, low, high (panel, who, shift, examples), by_seed (panel, who, seed, shift, examples), trained_to, dim and no_context (panel) of runs on several studies.
+    Raises `ValueError` for yardsticks of a panel that no record has."""
     panels: dict[str, dict[str, xr.Dataset]] = {}
     for label, record in records.items(): panels.setdefault(label.rpartition(", ")[2], {})[label.rpartition(", ")[0]] = record
+    for panel in yardsticks: lookup(panels, panel, "panel")
     parts = {panel: gather(settings, chosen, yardsticks.get(panel, {})) for panel, chosen in panels.items()}
     files = [file for part in parts.values() for file in json.loads(part.attrs["baselines"])]
     who = list(dict.fromkeys(name for part in parts.values() for name in part.who.values))
@@ -598,8 +602,11 @@ def captioned(
     root: Path,                 # where what is measured is stored
     examples: Sequence[int] = (5, 10, 15, 19),
 ) -> xr.Dataset:                # its attribute `file` says where that is
-    """Least squares at d = 20 after k examples (curve, k): `drawn` in Fig. 1a, and what it is for `isotropic` (closed form) and `skewed` inputs (measured on 256 prompts)."""
+    """Least squares at d = 20 after k examples (curve, k): `drawn` in Fig. 1a, and what it is for `isotropic` (closed form) and `skewed` inputs (measured on 256 prompts).
+    Raises `ValueError` for a k that is not drawn, or not below 20."""
     rows = curves[(curves.panel == "isotropic_as_plotted") & (curves.model == "LS")].groupby("examples").error.mean()
+    for k in examples:
+        if k not in rows or k >= 20: raise ValueError(f"examples has {k}: it must be one of {', '.join(str(drawn) for drawn in rows.index if drawn < 20)}")
     run = preset("grazzi2024", SkewedLinearRegression.name, "mamba").run
     short = replace(run, train=replace(run.train, task=SkewedLinearRegression(20, 20)), exams=(replace(run.exams[0], n_points=20, n_prompts=256),))
     scores = baseline_scores(Yardstick("least_squares"), short, root)

@@ -653,7 +653,7 @@ def gather_probes(
         names = {f"probe_{name}{old}": f"{name}{new}" for name in ("error", "scale", "shift") for old, new in (("", "_by_seed"), ("_pooled", ""), ("_pooled_low", "_low"), ("_pooled_high", "_high"))}
         part = record[list(names)].rename(names).drop_attrs().reset_coords("layer_ratio")
         part = part.assign_coords(context=part["context"] / (task.n_points - 1)).rename(context="factor")
-        rows.setdefault(function, {})[who] = part.assign(trained_to=task.n_points - 1, zero=task.normaliser / task.dim, dim=task.dim)
+        rows.setdefault(function, {})[who] = part.assign(trained_to=task.n_points - 1, zero=no_context(task), dim=task.dim)
     whos = list(dict.fromkeys(who for row in rows.values() for who in row))
     join = dict(join="outer", data_vars="all", coords="minimal", compat="equals")
     columns = []
@@ -671,7 +671,8 @@ def descent_numbers(
     n_iterations: int,
 ) -> xr.Dataset:
     """Gradient descent and GD++ on the tasks of a run's probe at its training length: `descent`, `descent_low`, `descent_high` (optimiser, iteration), and GD++'s error after the last iteration by gamma, `swept` (gamma).
-    GD++ has the gamma whose error then is least, on the very tasks that are shown."""
+    GD++ has the gamma whose error then is least, on the very tasks that are shown. Raises `ValueError` for a run without a probe."""
+    if run.probe is None: raise ValueError(f"{run.name} has no probe: give it one")
     tasks, context, gammas = probed_tasks(run.probe, run.train.task), run.train.task.n_points - 1, np.logspace(*GAMMAS)
     swept = sweep_gamma(run.probe, tasks, context, torch.from_numpy(gammas), n_iterations).mean(1).numpy()
     best = float(gammas[swept.argmin()])

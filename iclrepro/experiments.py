@@ -898,13 +898,20 @@ import torch
 import xarray as xr
 
 from .models import SequenceModel
+from .prompts import lookup
 from .runs import RunConfig
 from .tasks import Curriculum, SparseParity
 
 # %% ../nbs/12c_parity.ipynb #27f1cbb9
+def _sets(task: SparseParity) -> int:
+    "How many sets of coordinates there are. Raises `ValueError` for another task."
+    if not isinstance(task, SparseParity): raise ValueError(f"the task is {task.name}: when it is learnt is known of {SparseParity.name} only; give a threshold")
+    return math.comb(task.dim, task.k)
+
+
 def context_free_loss(task: SparseParity) -> float:
-    "Cross-entropy of an answer, in nats, for who knows the input and the task but not the set of coordinates."
-    sets, loss = math.comb(task.dim, task.k), 0.0
+    "Cross-entropy of an answer, in nats, for who knows the input and the task but not the set of coordinates. Raises `ValueError` for another task."
+    sets, loss = _sets(task), 0.0
     for minuses in range(task.dim + 1):
         negative = sum(math.comb(minuses, odd) * math.comb(task.dim - minuses, task.k - odd) for odd in range(1, task.k + 1, 2)) / sets
         loss -= math.comb(task.dim, minuses) / 2**task.dim * sum(share * math.log(share) for share in (negative, 1 - negative) if share > 0)
@@ -912,15 +919,16 @@ def context_free_loss(task: SparseParity) -> float:
 
 
 def bayes_loss(task: SparseParity) -> float:
-    "Least mean cross-entropy of the answers of a prompt, in nats; for prompts long enough to tell all sets apart."
-    return math.log(math.comb(task.dim, task.k)) / task.n_points
+    "Least mean cross-entropy of the answers of a prompt, in nats; for prompts long enough to tell all sets apart. Raises `ValueError` for another task."
+    return math.log(_sets(task)) / task.n_points
 
 
 def learnt_loss(
     task: SparseParity,
     share: float = 0.1,  # of the way back from Bayes to no context
 ) -> float:
-    "The training loss below which parity counts as learnt."
+    "The training loss below which parity counts as learnt. Raises `ValueError` for another task, or a share that is not between 0 and 1."
+    if not 0 <= share <= 1: raise ValueError(f"share is {share}: it must be between 0 and 1")
     return bayes_loss(task) + share * (context_free_loss(task) - bayes_loss(task))
 
 # %% ../nbs/12c_parity.ipynb #bfd21fea
@@ -962,9 +970,9 @@ def parity_runs(tier: str) -> dict[str, RunConfig]:
 
 
 def convergence_runs(tier: str) -> dict[str, RunConfig]:
-    "The models of the figure of convergence, each at its sizes, labelled `model, layers x width`."
+    "The models of the figure of convergence, each at its sizes, labelled `model, layers x width`. Raises `ValueError` for an unknown tier."
     runs = {}
-    for study in PARITY_GRID[tier]:
+    for study in lookup(PARITY_GRID, tier, "tier"):
         released = task_runs(study, tier, ("standard_hybrid",), "as_released", position_std=1.0)
         for title, run in (*task_runs(study, tier, PARITY_MODELS).items(), (LARGE_POSITIONS, *released.values())):
             runs[f"{title}, {TASK_SIZES[study][tier].n_layers} x {run.train.model.d_model}"] = run
@@ -999,13 +1007,14 @@ def counted_parameters(config: RunConfig) -> int:
 
 
 def convergence_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    "By run (label): model, parameters, steps done; converged and lowest loss (label, seed); median (label), NaN if it lies beyond the run's end."
+    "By run (label): model, size, parameters, steps allowed and done; converged and lowest loss (label, seed), NaN for seeds of other runs; median over its own seeds (label), NaN if it lies beyond the run's end."
     configs = {label: config_of(record) for label, record in records.items()}
-    converged = xr.concat([convergence_steps(record).drop_attrs() for record in records.values()], pd.Index(list(records), name="label"), coords="minimal", join="outer")
+    each = [convergence_steps(record).drop_attrs() for record in records.values()]
+    converged = xr.concat(each, pd.Index(list(records), name="label"), coords="minimal", join="outer")
     lowest = xr.concat([record["loss"].min("step").rename("lowest_loss") for record in records.values()], converged["label"], coords="minimal", join="outer")
     by_label = {"model": [label.rsplit(", ", 1)[0] for label in records], "size": [label.rsplit(", ", 1)[1] for label in records], "parameters": list(map(counted_parameters, configs.values())),
                 "cap": [config.train.steps for config in configs.values()], "steps_done": [int(record["step"][-1]) for record in records.values()]}
-    return xr.Dataset({"converged": converged, "lowest_loss": lowest, "median": median_steps(converged), **{name: ("label", values) for name, values in by_label.items()}})
+    return xr.Dataset({"converged": converged, "lowest_loss": lowest, "median": ("label", [median_steps(one).item() for one in each]), **{name: ("label", values) for name, values in by_label.items()}})
 
 # %% ../nbs/12d_recall.ipynb #924c2279
 import json

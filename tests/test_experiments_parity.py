@@ -11,14 +11,14 @@ import xarray as xr
 
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, later_at_the_largest, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
-from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
+from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, config_of, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
                                   experiment_runs, learnt_loss, median_steps, project_root, published, task_runs)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset, save_dataset
 from iclrepro.runs import run
-from iclrepro.tasks import Curriculum, SparseParity
+from iclrepro.tasks import Curriculum, LinearRegression, SparseLinearRegression, SparseParity
 
 
 def products(x, k): return [math.prod(x[i] for i in chosen) for chosen in itertools.combinations(range(len(x)), k)]
@@ -64,6 +64,12 @@ def test_learnt_lies_between_the_two_losses():
     task = SparseParity(10, 140)
     assert learnt_loss(task, 0.0) == bayes_loss(task) and learnt_loss(task, 1.0) == pytest.approx(context_free_loss(task))
     assert learnt_loss(task) - bayes_loss(task) == pytest.approx((context_free_loss(task) - bayes_loss(task)) / 10)
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"share is {share}: it must be between 0 and 1"): learnt_loss(task, share)
+    for other in (SparseLinearRegression(5, 8, 2), LinearRegression(5, 8)):  # the first has a k, too
+        for loss in (context_free_loss, bayes_loss, learnt_loss):
+            with pytest.raises(ValueError, match=f"the task is {other.name}: when it is learnt is known of sparse_parity only"): loss(other)
+    with pytest.raises(ValueError, match="unknown tier 'huge': choose one of smoke, laptop, gpu, paper"): convergence_runs("huge")
     for study in TASK_SIZES:
         if not study.startswith("parity") and study != "sparse_parity": continue
         for size in TASK_SIZES[study].values(): assert size.stop_below is None or bayes_loss(size.task) < size.stop_below < learnt_loss(size.task), study
@@ -120,6 +126,16 @@ def test_a_run_ends_when_its_seeds_have_learnt_and_its_record_says_when_each_did
     np.testing.assert_array_equal(numbers["converged"][0], convergence_steps(ended))
     assert np.isnan(numbers["median"][1]) and numbers["median"].dims == ("label",)
     np.testing.assert_array_equal(numbers["lowest_loss"][0], [min(row) for row in ended["loss"].values.tolist()])
+
+
+def test_a_median_is_that_of_a_runs_own_seeds(learnt):
+    "Where others have more seeds, those that a run has not are not seeds that did not learn."
+    config, records = config_of(learnt["Mamba, 1 x 16"]), {}
+    for label, seeds in (("M, 1 x 8", (0,)), ("M, 1 x 16", (0, 1, 2))):
+        configuration = json.dumps(replace(config, train=replace(config.train, seeds=seeds)).to_dict())
+        records[label] = xr.Dataset({"loss": (("seed", "step"), [[0.5, 0.0]] * len(seeds))}, {"seed": list(seeds), "step": [5, 10]}, {"configuration": configuration})
+    numbers = convergence_numbers(records)
+    assert numbers["median"].values.tolist() == [10, 10] and np.isnan(numbers["converged"][0]).values.tolist() == [False, True, True]
 
 
 def test_numbers_survive_a_file(learnt, tmp_path):

@@ -1203,8 +1203,8 @@ COMPARISONS = {
 
 
 def way_label(name: str, model: str, way: str) -> str:
-    "What a run of a comparison is called."
-    return f"{model}, {COMPARISONS[name].title}: {way}"
+    "What a run of a comparison is called. Raises `ValueError` for an unknown name."
+    return f"{model}, {lookup(COMPARISONS, name, 'comparison').title}: {way}"
 
 
 def disagreement_runs(tier: str) -> dict[str, RunConfig]:
@@ -1229,8 +1229,8 @@ MEASURES = {
 
 
 def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """By run (label): comparison, model, way (0 or 1), measure, steps done; value and error at the training length (label, seed), the latter missing in parity.
-    Comparisons of which a run is missing are left out."""
+    """By run (label): comparison, model, way (0 or 1), measure, steps done, number of seeds; value and error at the training length (label, seed), the latter missing in parity, both for seeds of other runs.
+    Comparisons of which a run is missing are left out. Raises `ValueError` if none is left."""
     rows, parts = [], []
     for name, comparison in COMPARISONS.items():
         models = dict.fromkeys(label.rsplit(f", {comparison.title}: ")[0] for label in records if f", {comparison.title}: " in label)
@@ -1241,7 +1241,8 @@ def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
                 record = records[label]
                 learnt = _error_at(record, 1) if comparison.measure != "steps" else record["seed"].astype(float) * np.nan
                 parts.append(xr.Dataset({"value": MEASURES[comparison.measure][1](record), "at_length": learnt}).drop_attrs())
-                rows.append({"label": label, "comparison": name, "model": model, "way": way, "measure": comparison.measure, "steps_done": int(record["step"][-1])})
+                rows.append({"label": label, "comparison": name, "model": model, "way": way, "measure": comparison.measure, "steps_done": int(record["step"][-1]), "n_seeds": record.sizes["seed"]})
+    if not rows: raise ValueError(f"no comparison has a record of both its ways: there are {', '.join(records) or 'none'}")
     table = pd.DataFrame(rows).set_index("label")
     numbers = xr.concat(parts, pd.Index(table.index, name="label"), join="outer", coords="minimal", compat="equals", data_vars="all")
     return numbers.assign({column: ("label", table[column].to_numpy()) for column in table})
@@ -1253,21 +1254,28 @@ def compare_ways(
 ) -> pd.DataFrame:        # by model: first, second, ratio, apart, known, bound
     """Geometric means over seeds of both ways (medians of steps), the second over the first, whether all seeds of one way lie on one side of all of the other's, and whether anything was learnt that could differ.
 
-    A run that ended before its median seed had learnt enters with its end: the ratio is then a bound, nearer to 1 than the true one. Raises `ValueError` for an unknown name."""
+    A run that ended before its median seed had learnt enters with its end: the ratio is then a bound, nearer to 1 than the true one; and 1 if the end came before the other way had learnt, which tells nothing.
+    Raises `ValueError` for an unknown name."""
     lookup(COMPARISONS, name, "comparison")
     chosen, rows = numbers.isel(label=np.flatnonzero(numbers["comparison"] == name)), {}
     for model in dict.fromkeys(chosen["model"].values.tolist()):
         pair = [chosen.isel(label=np.flatnonzero((chosen["model"] == model) & (chosen["way"] == way))[0]) for way in (0, 1)]
-        seeds = [part["value"].dropna("seed").values for part in pair]
+        least = most = [part["value"].dropna("seed").values for part in pair]
         if COMPARISONS[name].measure == "steps":
-            known, seeds = any(median_steps(part["value"]).notnull().item() for part in pair), [part["value"].fillna(part["steps_done"]).values for part in pair]
-            bound = any(median_steps(part["value"]).isnull().item() for part in pair)
-            values = [median_steps(part["value"]).fillna(part["steps_done"]).item() for part in pair]
+            # A seed that had not learnt when its run ended needs more steps than those, and nobody knows how many.
+            ends, late = [int(part["steps_done"]) for part in pair], [int(part["n_seeds"]) - len(each) for part, each in zip(pair, least)]
+            least, most = ([np.append(each, [limit] * n) for each, limit, n in zip(least, limits, late)] for limits in (ends, (np.inf, np.inf)))
+            medians = [float(np.median(each)) for each in most]
+            beyond = [median == np.inf for median in medians]
+            values = [end if is_beyond else median for median, is_beyond, end in zip(medians, beyond, ends)]
+            known, bound = not all(beyond), any(beyond)
         else:
-            values, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in seeds], False  # the last digits are a processor's
+            values, beyond, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in least], [False, False], False  # the last digits are a processor's
             known = min(float(part["at_length"].mean()) for part in pair) < 0.5
-        apart = max(seeds[0]) < min(seeds[1]) or max(seeds[1]) < min(seeds[0])
-        rows[model] = dict(first=values[0], second=values[1], ratio=values[1] / values[0], apart=bool(apart), known=bool(known), bound=bound)
+        apart = max(most[0]) < min(least[1]) or max(most[1]) < min(least[0])
+        ratio = values[1] / values[0]
+        if known and bound: ratio = min(ratio, 1.0) if beyond[0] else max(ratio, 1.0)
+        rows[model] = dict(first=float(values[0]), second=float(values[1]), ratio=ratio, apart=bool(apart), known=bool(known), bound=bound)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/12f_language.ipynb #bb16f746

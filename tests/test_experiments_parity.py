@@ -12,7 +12,7 @@ import xarray as xr
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, later_at_the_largest, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
 from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, config_of, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
-                                  experiment_runs, learnt_loss, median_steps, project_root, published, task_runs)
+                                  disagreement_numbers, experiment_runs, learnt_loss, median_steps, project_root, published, task_runs, way_label)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
@@ -346,7 +346,7 @@ def test_the_ways_are_those_of_the_presets():
 def measured(name, *models, at_length=0.1, end=1000):
     rows = [(f"M{i}", way, seeds) for i, ways in enumerate(models) for way, seeds in enumerate(ways)]
     model, way, values = map(list, zip(*rows))
-    return xr.Dataset({"value": (("label", "seed"), values), "at_length": (("label", "seed"), [[at_length] * 2] * len(rows)), "steps_done": ("label", [end] * len(rows)),
+    return xr.Dataset({"value": (("label", "seed"), values), "at_length": (("label", "seed"), [[at_length] * len(values[0])] * len(rows)), "steps_done": ("label", [end] * len(rows)), "n_seeds": ("label", [len(values[0])] * len(rows)),
                        "comparison": ("label", [name] * len(rows)), "model": ("label", model), "way": ("label", way)})
 
 
@@ -365,6 +365,29 @@ def test_rules_of_choices_at_their_edges(name):
     comparison, models, options, verdict = CHOICES[name]
     assert choice_matters(comparison)(measured(comparison, *models, **options))[0] == verdict
     assert choice_matters("schedule")(measured(comparison, *models, **options))[0] == UNDECIDED
+
+
+@pytest.mark.parametrize("ways, ends, ratio, apart", [
+    ([[900, 900], [NAN, NAN]], (1000, 500), 1, False), ([[NAN, NAN], [900, 900]], (500, 1000), 1, False),  # ended before the other had learnt
+    ([[400, 900], [NAN, NAN]], (1000, 700), 700 / 650, False), ([[NAN, NAN], [100, 200]], (500, 1000), 150 / 500, True),
+    ([[100, 100, NAN], [300, 300, 300]], (200, 1000), 3, False)])  # the last seed of the first way may have needed more than 300
+def test_what_ended_early_is_not_said_to_have_learnt_early(ways, ends, ratio, apart):
+    numbers = measured("parity_sets", ways).assign(steps_done=("label", list(ends)))
+    row = compare_ways(numbers, "parity_sets").iloc[0]
+    assert (row.ratio, row.apart, row.known) == (pytest.approx(ratio), apart, True)
+    if ratio == 1: assert choice_matters("parity_sets")(numbers)[0] == UNDECIDED
+
+
+def test_seeds_of_other_runs_are_not_seeds_that_did_not_learn():
+    runs, records = experiment_runs("disagreements", "smoke"), {}
+    for label, steps, n_seeds in (("Mamba, Parity's coordinates: a set a prompt", 10, 2), ("Mamba, Parity's coordinates: a set a batch", 20, 2),
+                                  ("Standard Hybrid, 1 x 8, Standard Hybrid's positions: small", 20, 5), ("Standard Hybrid, 1 x 8, Standard Hybrid's positions: as released", 20, 5)):
+        data = {"loss": (("seed", "step"), [[0.0 if at >= steps else 0.7 for at in (10, 20, 30)]] * n_seeds)}
+        records[label] = xr.Dataset(data, {"seed": range(n_seeds), "step": [10, 20, 30]}, {"configuration": json.dumps(runs[label].to_dict())})
+    row = compare_ways(disagreement_numbers(records), "parity_sets").iloc[0]
+    assert (row["first"], row.second, row.ratio, row.apart, row.known, row.bound) == (10, 20, 2, True, True, False)
+    with pytest.raises(ValueError, match="no comparison has a record of both its ways: there are Mamba, Parity's coordinates: a set a prompt"): disagreement_numbers(dict(list(records.items())[:1]))
+    with pytest.raises(ValueError, match="unknown comparison 'parity_set'.*mean 'parity_sets'"): way_label("parity_set", "Mamba", "a set a batch")
 
 
 def test_a_ratio_is_that_of_geometric_means():

@@ -583,8 +583,8 @@ def gather_panels(
 
 
 def panel_of(numbers: xr.Dataset, panel: str) -> xr.Dataset:
-    "The numbers of one panel, as `gather` has them, without who and what is not in it."
-    part = numbers.sel(panel=panel)
+    "The numbers of one panel, as `gather` has them, without who and what is not in it. Raises `ValueError` for an unknown panel."
+    part = numbers.sel(panel=lookup(numbers["panel"].values.tolist(), panel, "panel"))
     part = part.dropna("who", how="all", subset=["value"]).dropna("shift", how="all", subset=["value"]).dropna("examples", how="all", subset=["value"])
     return part.drop_vars(["trained_to", "dim", "no_context"]).assign_attrs({**numbers.attrs, "trained_to": int(part["trained_to"]), "dim": int(part["dim"]), "no_context": float(part["no_context"])})
 

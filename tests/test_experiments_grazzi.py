@@ -196,6 +196,7 @@ def test_panels_hold_their_records(tmp_path):
     records = collect(settings, labels)
     with pytest.raises(ValueError, match="unknown panel '8 examples': choose one of 7 examples, 28 examples"): gather_panels(settings, records, {"8 examples": {}})
     numbers = gather_panels(settings, records)
+    with pytest.raises(ValueError, match="unknown panel '8 examples': choose one of 7 examples, 28 examples"): panel_of(numbers, "8 examples")
     assert numbers.panel.values.tolist() == ["7 examples", "28 examples"] and numbers["trained_to"].values.tolist() == [7, 28]
     for label, record in records.items():
         part = panel_of(numbers, label.removeprefix("Mamba, "))

@@ -132,13 +132,13 @@ def experiment_runs(name: str, tier: str) -> dict[str, RunConfig]:
 
 
 def runs_at(tier: str, experiments: Iterable[str] = ()) -> dict[str, RunConfig]:
-    "All runs of a tier, or of some of its experiments, by folder; experiments may share them. Raises `ValueError` for an unknown name."
-    lookup(TIERS, tier, "tier")
+    "All runs of a tier, or of some of its experiments, by folder; experiments may share them. Raises `ValueError` for an unknown name or tier."
     return {config.folder: config for name in chosen_experiments(tier, experiments) for config in experiment_runs(name, tier).values()}
 
 
 def chosen_experiments(tier: str, experiments: Iterable[str] = ()) -> list[str]:
-    "These experiments, or all that have the tier. Raises `ValueError` for an unknown name."
+    "These experiments, or all that have the tier. Raises `ValueError` for an unknown name or tier."
+    lookup(TIERS, tier, "tier")
     names = list(experiments)
     for name in names: experiment_runs(name, tier)
     return names or [name for name, experiment in EXPERIMENTS.items() if tier in experiment.tiers]
@@ -187,7 +187,7 @@ def listed(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check_parameters(experiment: str, names: Mapping[str, Any]) -> Settings:
-    """The settings from a notebook's `globals()`. Raises `ValueError` for an unknown parameter or value.
+    """The settings from a notebook's `globals()`. Raises `ValueError` for an unknown or missing parameter and for a value that is not allowed.
 
     A parameter is a literal; relative roots are relative to the project. `models`, of experiments that evaluate pretrained ones, is a list or, from a command line, names with commas between them."""
     known = ("tier", "root", "device", "train_missing")
@@ -198,8 +198,12 @@ def check_parameters(experiment: str, names: Mapping[str, Any]) -> Settings:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             raise ValueError(f"unknown parameter {name!r}: {experiment} takes {', '.join(known)}." + (f" Did you mean {close[0]!r}?" if close else ""))
+    for name in known:
+        if name not in names: raise ValueError(f"the parameter {name} is missing: {experiment} takes {', '.join(known)}")
     for name in ("train_missing", "download"):
         if not isinstance(names[name] if name in known else False, bool): raise ValueError(f"{name} is {names[name]!r}: it must be True or False")
+    for name, kind, example in (("root", str | Path | int, "results"), ("device", str, "cpu")):  # papermill's `-p` makes a number of a name of digits
+        if not isinstance(names[name], kind) or not names[name]: raise ValueError(f"{name} is {names[name]!r}: it must be a text, such as {example!r}")
     settings = Settings(experiment, names["tier"], project_root() / str(names["root"]), names["device"], names["train_missing"])
     if "models" in known: settings = replace(settings, models=listed(names["models"]), download=names["download"])
     experiment_runs(experiment, settings.tier)
@@ -214,9 +218,10 @@ def collect(
     report: Report = lambda progress: None,
     partly: bool = False,                    # where training is not allowed, do with the records that are there
 ) -> dict[str, xr.Dataset]:                  # by label
-    "The records of an experiment's runs. Raises `FileNotFoundError` if training is not allowed and one is missing, with `partly` if all are."
-    records = {}
-    for title, config in experiment_runs(settings.experiment, settings.tier).items():
+    "The records of an experiment's runs. Raises `ValueError` for an unknown label, and `FileNotFoundError` if training is not allowed and one is missing, with `partly` if all are."
+    records, runs = {}, experiment_runs(settings.experiment, settings.tier)
+    for title in models or (): lookup(runs, title, f"run of {settings.experiment} at tier {settings.tier}")
+    for title, config in runs.items():
         if models is not None and title not in models: continue
         record = find_record(config, settings.root)
         if record is None: record = find_record(config, project_root() / COMMITTED)
@@ -313,8 +318,9 @@ def measured(
 
 
 def baseline_scores(yardstick: Yardstick, config: RunConfig, root: Path) -> xr.Dataset:
-    "The scores of a registered baseline in the exams of a run: stored ones if there are any below `root` or in the project, else computed and stored. Raises `ValueError` for an unknown name."
+    "The scores of a registered baseline in the exams of a run: stored ones if there are any below `root` or in the project, else computed and stored. Raises `ValueError` for an unknown name, or if it is asked in none of the exams."
     made, task, exams = lookup(BASELINES, yardstick.name, "baseline"), config.train.task, yardstick_exams(yardstick, config)
+    if not exams: raise ValueError(f"{yardstick} is asked in no exam of {config.name}: its shifts are {', '.join(exam.shift for exam in config.exams)}, with 0 to {max(exam.n_points for exam in config.exams) - 1} examples")
     asked = {"baseline": yardstick.name, "task": task_to_dict(task), "exams": [exam.to_dict() for exam in exams]}
     return measured(yardstick.name, asked, partial(measure_baseline, made, task, exams), root)
 
@@ -345,7 +351,9 @@ def gather(
     records: Mapping[str, xr.Dataset],  # of one study, by label
     baselines: Mapping[str, str | Yardstick | Callable[..., torch.Tensor]] = {},  # by title: a registered one, or f(x, y, query) -> predictions
 ) -> xr.Dataset:
-    """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples)."""
+    """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples). Raises `ValueError` without a record, or if a baseline is called what a model is."""
+    if not records: raise ValueError(f"no records of {settings.experiment}: give at least one")
+    for name in records.keys() & baselines.keys(): raise ValueError(f"{name!r} is a model and a baseline: call the baseline something else than {', '.join(records)}")
     config = config_of(next(iter(records.values())))
     names = {"pooled": "value", "pooled_low": "low", "pooled_high": "high", "score": "by_seed"}
     parts, files = [record[list(names)].rename(names).drop_attrs() for record in records.values()], []
@@ -394,6 +402,7 @@ import xarray as xr
 from .evaluation import spread
 from .models import SIZES
 from .presets import GRAZZI_S4, preset
+from .prompts import lookup
 from .runs import RunConfig
 from .tasks import Curriculum, DecisionTree, Ramp, ReluNetwork, SkewedLinearRegression, SparseLinearRegression, Task
 
@@ -421,7 +430,7 @@ def _smoke_size(task: Task, shifts: Sequence[str], probes: tuple[int, ...]) -> S
 
 
 def _laptop_size(task: Task, steps: int, test_points: int, shifts: Sequence[str], probes: tuple[int, ...]) -> Size:
-    "Under a minute of a study: four Mamba blocks or three Transformer layers of width 32."
+    "About a minute of a study: four Mamba blocks or three Transformer layers of width 32."
     return Size(task, _in_four_steps(task, 100), 3, 2, 32, 4, steps, 3e-3, test_points, (0, 1), "cosine", 640, shifts=tuple(shifts), probes=probes)
 
 
@@ -463,8 +472,8 @@ S4_WIDTHS = {"smoke": 16, "laptop": 32, "gpu": GRAZZI_S4["d_model"].value, "pape
 
 
 def skewed_runs(tier: str) -> dict[str, RunConfig]:
-    "Regression on skewed inputs by a Transformer without positions, Mamba and S4."
-    s4, = task_runs("skewed_linear_regression", tier, ("s4_post",), d_model=S4_WIDTHS[tier]).values()
+    "Regression on skewed inputs by a Transformer without positions, Mamba and S4. Raises `ValueError` for an unknown tier."
+    s4, = task_runs("skewed_linear_regression", tier, ("s4_post",), d_model=lookup(S4_WIDTHS, tier, "tier")).values()
     if tier in ("gpu", "paper"): s4 = replace(s4, train=replace(s4.train, lr=GRAZZI_S4["lr"].value))
     return labelled_runs("skewed_linear_regression", tier) | {"S4": s4}
 
@@ -477,7 +486,7 @@ def longer(
     factor: int,        # times as many in-context examples in training
     batch_size: int,
 ) -> Size:
-    "The same study on longer prompts, asked as before as trained and on isotropic inputs, and probed nowhere."
+    "The same study on longer prompts: asked as far as before, but only in its own distribution and on isotropic inputs, and probed nowhere."
     points = size.curriculum.points
     stretched = Ramp(factor * (points.start - 1) + 1, factor * (points.end - 1) + 1, factor * points.increment, points.interval)
     return replace(size, task=replace(size.task, n_points=stretched.end), curriculum=replace(size.curriculum, points=stretched), shifts=("none", "isotropic"), batch_size=batch_size, probes=())
@@ -495,7 +504,7 @@ def length_runs(tier: str) -> dict[str, RunConfig]:
 
 
 def function_runs(tier: str) -> dict[str, RunConfig]:
-    "Three functions by the two models and, but for the paper's own lengths, by MambaFormer, by label: `model, task`."
+    "Three functions by the two models and, but for the paper tier, by MambaFormer, by label: `model, task`."
     runs = {}
     for study in FUNCTIONS:
         models = labelled_runs(study, tier)
@@ -526,18 +535,19 @@ _PACKAGES = {"greedy_tree": "sklearn", "greedy_tree_4": "sklearn", "xgboost_as_r
 
 
 def function_yardsticks(
-    run: RunConfig,
+    run: RunConfig,         # on one of FUNCTIONS
 ) -> dict[str, Yardstick]:  # by title
-    "What Fig. 2 of Grazzi et al. draws beside the models, thinned."
+    "What Fig. 2 of Grazzi et al. draws beside the models, thinned. Raises `ValueError` for another task."
     last, longest = run.train.task.n_points - 1, run.exams[0].n_points
     few = tuple(sorted({*spread(longest, 9), last}))
     prompts, trees, boosted = (256, 512, 512) if longest > 200 else (128, 128, 64)  # of trees, a few prompts have most of the error
     linear = Yardstick("least_squares", n_prompts=prompts)
-    return {
+    by_task = {
         "sparse_linear_regression": {"Least squares": linear, "Lasso 0.01": Yardstick("lasso_0.01", n_prompts=prompts)},
         "relu_network": {"Least squares": linear, "2-layer network": Yardstick("network_as_released", few, prompts)},
         "decision_tree": {"Greedy tree": Yardstick("greedy_tree", few, trees), "Greedy tree, depth 4": Yardstick("greedy_tree_4", few, trees), "XGBoost": Yardstick("xgboost_as_released", few, boosted)},
-    }[run.train.task.name]
+    }
+    return lookup(by_task, run.train.task.name, "task of Fig. 2")
 
 
 def at_hand(yardsticks: Mapping[str, Yardstick], run: RunConfig, root: Path) -> dict[str, Yardstick]:
@@ -557,9 +567,11 @@ def gather_panels(
     records: Mapping[str, xr.Dataset],                          # by label, `model, panel`
     yardsticks: Mapping[str, Mapping[str, Yardstick]] = {},     # by panel, by title
 ) -> xr.Dataset:
-    """Value, low, high (panel, who, shift, examples), by_seed (panel, who, seed, shift, examples), trained_to, dim and no_context (panel) of runs on several studies."""
+    """Value, low, high (panel, who, shift, examples), by_seed (panel, who, seed, shift, examples), trained_to, dim and no_context (panel) of runs on several studies.
+    Raises `ValueError` for yardsticks of a panel that no record has."""
     panels: dict[str, dict[str, xr.Dataset]] = {}
     for label, record in records.items(): panels.setdefault(label.rpartition(", ")[2], {})[label.rpartition(", ")[0]] = record
+    for panel in yardsticks: lookup(panels, panel, "panel")
     parts = {panel: gather(settings, chosen, yardsticks.get(panel, {})) for panel, chosen in panels.items()}
     files = [file for part in parts.values() for file in json.loads(part.attrs["baselines"])]
     who = list(dict.fromkeys(name for part in parts.values() for name in part.who.values))
@@ -571,8 +583,8 @@ def gather_panels(
 
 
 def panel_of(numbers: xr.Dataset, panel: str) -> xr.Dataset:
-    "The numbers of one panel, as `gather` has them, without who and what is not in it."
-    part = numbers.sel(panel=panel)
+    "The numbers of one panel, as `gather` has them, without who and what is not in it. Raises `ValueError` for an unknown panel."
+    part = numbers.sel(panel=lookup(numbers["panel"].values.tolist(), panel, "panel"))
     part = part.dropna("who", how="all", subset=["value"]).dropna("shift", how="all", subset=["value"]).dropna("examples", how="all", subset=["value"])
     return part.drop_vars(["trained_to", "dim", "no_context"]).assign_attrs({**numbers.attrs, "trained_to": int(part["trained_to"]), "dim": int(part["dim"]), "no_context": float(part["no_context"])})
 
@@ -590,8 +602,11 @@ def captioned(
     root: Path,                 # where what is measured is stored
     examples: Sequence[int] = (5, 10, 15, 19),
 ) -> xr.Dataset:                # its attribute `file` says where that is
-    """Least squares at d = 20 after k examples (curve, k): `drawn` in Fig. 1a, and what it is for `isotropic` (closed form) and `skewed` inputs (measured on 256 prompts)."""
+    """Least squares at d = 20 after k examples (curve, k): `drawn` in Fig. 1a, and what it is for `isotropic` (closed form) and `skewed` inputs (measured on 256 prompts).
+    Raises `ValueError` for a k that is not drawn, or not below 20."""
     rows = curves[(curves.panel == "isotropic_as_plotted") & (curves.model == "LS")].groupby("examples").error.mean()
+    for k in examples:
+        if k not in rows or k >= 20: raise ValueError(f"examples has {k}: it must be one of {', '.join(str(drawn) for drawn in rows.index if drawn < 20)}")
     run = preset("grazzi2024", SkewedLinearRegression.name, "mamba").run
     short = replace(run, train=replace(run.train, task=SkewedLinearRegression(20, 20)), exams=(replace(run.exams[0], n_points=20, n_prompts=256),))
     scores = baseline_scores(Yardstick("least_squares"), short, root)
@@ -638,7 +653,7 @@ def gather_probes(
         names = {f"probe_{name}{old}": f"{name}{new}" for name in ("error", "scale", "shift") for old, new in (("", "_by_seed"), ("_pooled", ""), ("_pooled_low", "_low"), ("_pooled_high", "_high"))}
         part = record[list(names)].rename(names).drop_attrs().reset_coords("layer_ratio")
         part = part.assign_coords(context=part["context"] / (task.n_points - 1)).rename(context="factor")
-        rows.setdefault(function, {})[who] = part.assign(trained_to=task.n_points - 1, zero=task.normaliser / task.dim, dim=task.dim)
+        rows.setdefault(function, {})[who] = part.assign(trained_to=task.n_points - 1, zero=no_context(task), dim=task.dim)
     whos = list(dict.fromkeys(who for row in rows.values() for who in row))
     join = dict(join="outer", data_vars="all", coords="minimal", compat="equals")
     columns = []
@@ -656,7 +671,8 @@ def descent_numbers(
     n_iterations: int,
 ) -> xr.Dataset:
     """Gradient descent and GD++ on the tasks of a run's probe at its training length: `descent`, `descent_low`, `descent_high` (optimiser, iteration), and GD++'s error after the last iteration by gamma, `swept` (gamma).
-    GD++ has the gamma whose error then is least, on the very tasks that are shown."""
+    GD++ has the gamma whose error then is least, on the very tasks that are shown. Raises `ValueError` for a run without a probe."""
+    if run.probe is None: raise ValueError(f"{run.name} has no probe: give it one")
     tasks, context, gammas = probed_tasks(run.probe, run.train.task), run.train.task.n_points - 1, np.logspace(*GAMMAS)
     swept = sweep_gamma(run.probe, tasks, context, torch.from_numpy(gammas), n_iterations).mean(1).numpy()
     best = float(gammas[swept.argmin()])
@@ -890,13 +906,20 @@ import torch
 import xarray as xr
 
 from .models import SequenceModel
+from .prompts import lookup
 from .runs import RunConfig
 from .tasks import Curriculum, SparseParity
 
 # %% ../nbs/12c_parity.ipynb #27f1cbb9
+def _sets(task: SparseParity) -> int:
+    "How many sets of coordinates there are. Raises `ValueError` for another task."
+    if not isinstance(task, SparseParity): raise ValueError(f"the task is {task.name}: when it is learnt is known of {SparseParity.name} only; give a threshold")
+    return math.comb(task.dim, task.k)
+
+
 def context_free_loss(task: SparseParity) -> float:
-    "Cross-entropy of an answer, in nats, for who knows the input and the task but not the set of coordinates."
-    sets, loss = math.comb(task.dim, task.k), 0.0
+    "Cross-entropy of an answer, in nats, for who knows the input and the task but not the set of coordinates. Raises `ValueError` for another task."
+    sets, loss = _sets(task), 0.0
     for minuses in range(task.dim + 1):
         negative = sum(math.comb(minuses, odd) * math.comb(task.dim - minuses, task.k - odd) for odd in range(1, task.k + 1, 2)) / sets
         loss -= math.comb(task.dim, minuses) / 2**task.dim * sum(share * math.log(share) for share in (negative, 1 - negative) if share > 0)
@@ -904,15 +927,16 @@ def context_free_loss(task: SparseParity) -> float:
 
 
 def bayes_loss(task: SparseParity) -> float:
-    "Least mean cross-entropy of the answers of a prompt, in nats; for prompts long enough to tell all sets apart."
-    return math.log(math.comb(task.dim, task.k)) / task.n_points
+    "Least mean cross-entropy of the answers of a prompt, in nats; for prompts long enough to tell all sets apart. Raises `ValueError` for another task."
+    return math.log(_sets(task)) / task.n_points
 
 
 def learnt_loss(
     task: SparseParity,
     share: float = 0.1,  # of the way back from Bayes to no context
 ) -> float:
-    "The training loss below which parity counts as learnt."
+    "The training loss below which parity counts as learnt. Raises `ValueError` for another task, or a share that is not between 0 and 1."
+    if not 0 <= share <= 1: raise ValueError(f"share is {share}: it must be between 0 and 1")
     return bayes_loss(task) + share * (context_free_loss(task) - bayes_loss(task))
 
 # %% ../nbs/12c_parity.ipynb #bfd21fea
@@ -954,9 +978,9 @@ def parity_runs(tier: str) -> dict[str, RunConfig]:
 
 
 def convergence_runs(tier: str) -> dict[str, RunConfig]:
-    "The models of the figure of convergence, each at its sizes, labelled `model, layers x width`."
+    "The models of the figure of convergence, each at its sizes, labelled `model, layers x width`. Raises `ValueError` for an unknown tier."
     runs = {}
-    for study in PARITY_GRID[tier]:
+    for study in lookup(PARITY_GRID, tier, "tier"):
         released = task_runs(study, tier, ("standard_hybrid",), "as_released", position_std=1.0)
         for title, run in (*task_runs(study, tier, PARITY_MODELS).items(), (LARGE_POSITIONS, *released.values())):
             runs[f"{title}, {TASK_SIZES[study][tier].n_layers} x {run.train.model.d_model}"] = run
@@ -991,13 +1015,14 @@ def counted_parameters(config: RunConfig) -> int:
 
 
 def convergence_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    "By run (label): model, parameters, steps done; converged and lowest loss (label, seed); median (label), NaN if it lies beyond the run's end."
+    "By run (label): model, size, parameters, steps allowed and done; converged and lowest loss (label, seed), NaN for seeds of other runs; median over its own seeds (label), NaN if it lies beyond the run's end."
     configs = {label: config_of(record) for label, record in records.items()}
-    converged = xr.concat([convergence_steps(record).drop_attrs() for record in records.values()], pd.Index(list(records), name="label"), coords="minimal", join="outer")
+    each = [convergence_steps(record).drop_attrs() for record in records.values()]
+    converged = xr.concat(each, pd.Index(list(records), name="label"), coords="minimal", join="outer")
     lowest = xr.concat([record["loss"].min("step").rename("lowest_loss") for record in records.values()], converged["label"], coords="minimal", join="outer")
     by_label = {"model": [label.rsplit(", ", 1)[0] for label in records], "size": [label.rsplit(", ", 1)[1] for label in records], "parameters": list(map(counted_parameters, configs.values())),
                 "cap": [config.train.steps for config in configs.values()], "steps_done": [int(record["step"][-1]) for record in records.values()]}
-    return xr.Dataset({"converged": converged, "lowest_loss": lowest, "median": median_steps(converged), **{name: ("label", values) for name, values in by_label.items()}})
+    return xr.Dataset({"converged": converged, "lowest_loss": lowest, "median": ("label", [median_steps(one).item() for one in each]), **{name: ("label", values) for name, values in by_label.items()}})
 
 # %% ../nbs/12d_recall.ipynb #924c2279
 import json
@@ -1186,8 +1211,8 @@ COMPARISONS = {
 
 
 def way_label(name: str, model: str, way: str) -> str:
-    "What a run of a comparison is called."
-    return f"{model}, {COMPARISONS[name].title}: {way}"
+    "What a run of a comparison is called. Raises `ValueError` for an unknown name."
+    return f"{model}, {lookup(COMPARISONS, name, 'comparison').title}: {way}"
 
 
 def disagreement_runs(tier: str) -> dict[str, RunConfig]:
@@ -1212,8 +1237,8 @@ MEASURES = {
 
 
 def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """By run (label): comparison, model, way (0 or 1), measure, steps done; value and error at the training length (label, seed), the latter missing in parity.
-    Comparisons of which a run is missing are left out."""
+    """By run (label): comparison, model, way (0 or 1), measure, steps done, number of seeds; value and error at the training length (label, seed), the latter missing in parity, both for seeds of other runs.
+    Comparisons of which a run is missing are left out. Raises `ValueError` if none is left."""
     rows, parts = [], []
     for name, comparison in COMPARISONS.items():
         models = dict.fromkeys(label.rsplit(f", {comparison.title}: ")[0] for label in records if f", {comparison.title}: " in label)
@@ -1224,7 +1249,8 @@ def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
                 record = records[label]
                 learnt = _error_at(record, 1) if comparison.measure != "steps" else record["seed"].astype(float) * np.nan
                 parts.append(xr.Dataset({"value": MEASURES[comparison.measure][1](record), "at_length": learnt}).drop_attrs())
-                rows.append({"label": label, "comparison": name, "model": model, "way": way, "measure": comparison.measure, "steps_done": int(record["step"][-1])})
+                rows.append({"label": label, "comparison": name, "model": model, "way": way, "measure": comparison.measure, "steps_done": int(record["step"][-1]), "n_seeds": record.sizes["seed"]})
+    if not rows: raise ValueError(f"no comparison has a record of both its ways: there are {', '.join(records) or 'none'}")
     table = pd.DataFrame(rows).set_index("label")
     numbers = xr.concat(parts, pd.Index(table.index, name="label"), join="outer", coords="minimal", compat="equals", data_vars="all")
     return numbers.assign({column: ("label", table[column].to_numpy()) for column in table})
@@ -1236,21 +1262,28 @@ def compare_ways(
 ) -> pd.DataFrame:        # by model: first, second, ratio, apart, known, bound
     """Geometric means over seeds of both ways (medians of steps), the second over the first, whether all seeds of one way lie on one side of all of the other's, and whether anything was learnt that could differ.
 
-    A run that ended before its median seed had learnt enters with its end: the ratio is then a bound, nearer to 1 than the true one. Raises `ValueError` for an unknown name."""
+    A run that ended before its median seed had learnt enters with its end: the ratio is then a bound, nearer to 1 than the true one; and 1 if the end came before the other way had learnt, which tells nothing.
+    Raises `ValueError` for an unknown name."""
     lookup(COMPARISONS, name, "comparison")
     chosen, rows = numbers.isel(label=np.flatnonzero(numbers["comparison"] == name)), {}
     for model in dict.fromkeys(chosen["model"].values.tolist()):
         pair = [chosen.isel(label=np.flatnonzero((chosen["model"] == model) & (chosen["way"] == way))[0]) for way in (0, 1)]
-        seeds = [part["value"].dropna("seed").values for part in pair]
+        least = most = [part["value"].dropna("seed").values for part in pair]
         if COMPARISONS[name].measure == "steps":
-            known, seeds = any(median_steps(part["value"]).notnull().item() for part in pair), [part["value"].fillna(part["steps_done"]).values for part in pair]
-            bound = any(median_steps(part["value"]).isnull().item() for part in pair)
-            values = [median_steps(part["value"]).fillna(part["steps_done"]).item() for part in pair]
+            # A seed that had not learnt when its run ended needs more steps than those, and nobody knows how many.
+            ends, late = [int(part["steps_done"]) for part in pair], [int(part["n_seeds"]) - len(each) for part, each in zip(pair, least)]
+            least, most = ([np.append(each, [limit] * n) for each, limit, n in zip(least, limits, late)] for limits in (ends, (np.inf, np.inf)))
+            medians = [float(np.median(each)) for each in most]
+            beyond = [median == np.inf for median in medians]
+            values = [end if is_beyond else median for median, is_beyond, end in zip(medians, beyond, ends)]
+            known, bound = not all(beyond), any(beyond)
         else:
-            values, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in seeds], False  # the last digits are a processor's
+            values, beyond, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in least], [False, False], False  # the last digits are a processor's
             known = min(float(part["at_length"].mean()) for part in pair) < 0.5
-        apart = max(seeds[0]) < min(seeds[1]) or max(seeds[1]) < min(seeds[0])
-        rows[model] = dict(first=values[0], second=values[1], ratio=values[1] / values[0], apart=bool(apart), known=bool(known), bound=bound)
+        apart = max(most[0]) < min(least[1]) or max(most[1]) < min(least[0])
+        ratio = values[1] / values[0]
+        if known and bound: ratio = min(ratio, 1.0) if beyond[0] else max(ratio, 1.0)
+        rows[model] = dict(first=float(values[0]), second=float(values[1]), ratio=ratio, apart=bool(apart), known=bool(known), bound=bound)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/12f_language.ipynb #bb16f746

@@ -12,7 +12,7 @@ from iclrepro.baselines import BASELINES, averaging, least_squares
 from iclrepro.catalogue import figures, minutes, minutes_asking, shown_evaluations, shown_runs, stored_tiers
 from iclrepro.evaluation import Exam
 from iclrepro.experiments import (COMMITTED, EXPERIMENTS, TASK_SIZES, TIERS, Yardstick, baseline_scores, check_parameters, collect, experiment_runs, gather, left_out, measure_baseline,
-                                  experiment_evaluations, runs_at, size_of, task_runs, yardstick_exams)
+                                  chosen_experiments, experiment_evaluations, runs_at, size_of, task_runs, yardstick_exams)
 from iclrepro.language import find_language_record
 from iclrepro.results import load_dataset
 from iclrepro.runs import RunConfig, find_record, run
@@ -53,6 +53,8 @@ def test_a_baseline_is_asked_once(tiny, tmp_path, monkeypatch):
     other = replace(tiny, train=replace(tiny.train, task=LinearRegression(3, 9)))
     assert baseline_scores(Yardstick("averaging"), other, tmp_path).attrs["file"] != first.attrs["file"]
     with pytest.raises(ValueError, match="unknown baseline 'averagin'.*mean 'averaging'"): baseline_scores(Yardstick("averagin"), tiny, tmp_path)
+    for nowhere in (Yardstick("averaging", at=(99,)), Yardstick("averaging", shifts=("orthant",))):
+        with pytest.raises(ValueError, match="is asked in no exam of .*: its shifts are none, orthants, with 0 to 7 examples"): baseline_scores(nowhere, tiny, tmp_path)
 
 
 def test_a_baseline_of_the_project_is_read_there(tiny, tmp_path, monkeypatch):
@@ -71,6 +73,8 @@ def test_what_is_not_trained_is_left_out_and_named(tmp_path, monkeypatch):
     assert list(found) == ["Mamba"] and found["Mamba"].identical(record)
     assert left_out(settings, found) == ["Not run yet: Transformer, Transformer, no positions, MambaFormer."]
     with pytest.raises(FileNotFoundError, match="no record of linear_regression-transformer-smoke"): collect(settings)
+    for records, baselines, message in (({}, {}, "no records of linear_regression"), (found, {"Mamba": "averaging"}, "'Mamba' is a model and a baseline")):
+        with pytest.raises(ValueError, match=message): gather(settings, records, baselines)
     numbers = gather(settings, found, {"Averaging": "averaging"})
     assert RunConfig.from_dict(json.loads(numbers.attrs["runs"])["Mamba"]) == config and json.loads(numbers.attrs["baselines"]) == [next((tmp_path / "baselines").iterdir()).relative_to(tmp_path).as_posix()]
 
@@ -78,6 +82,7 @@ def test_what_is_not_trained_is_left_out_and_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ask, message", {
     "study": (lambda: size_of("linear_regresion", "smoke"), "unknown study 'linear_regresion'.*mean 'linear_regression'"),
     "tier": (lambda: size_of("linear_regression", "huge"), "unknown tier of linear_regression 'huge'"),
+    "tier of all experiments": (lambda: chosen_experiments("huge"), "unknown tier 'huge': choose one of smoke, laptop, gpu, paper"),
     "model": (lambda: task_runs("linear_regression", "smoke", ["mambo"]), "unknown model 'mambo'"),
     "option": (lambda: task_runs("linear_regression", "smoke", ["mamba"], widht=3), "unknown option of a model 'widht'")}.values())
 def test_unknown_names_are_refused(ask, message):

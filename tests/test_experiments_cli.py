@@ -249,7 +249,8 @@ GOOD = {"tier": "smoke", "root": "results", "device": "cpu", "train_missing": Tr
 def test_parameters_become_settings():
     settings = check_parameters("sparse_parity", {**GOOD, "_private": 1, "In": [], "Out": {}, "check_parameters": check_parameters, "os": os})
     assert settings == Settings("sparse_parity", "smoke", ROOT / "results", "cpu", True) and settings.stem == ROOT / "results/sparse_parity/smoke"
-    assert check_parameters("sparse_parity", {**GOOD, "root": "/elsewhere"}).root == Path("/elsewhere")
+    for root in ("/elsewhere", Path("/elsewhere")): assert check_parameters("sparse_parity", {**GOOD, "root": root}).root == Path("/elsewhere")
+    assert check_parameters("sparse_parity", {**GOOD, "root": 2024}).root == ROOT / "2024"  # what papermill's `-p root 2024` gives
 
 
 BAD_PARAMETERS = {
@@ -260,6 +261,9 @@ BAD_PARAMETERS = {
     "tier of another type": ({"tier": 3}, "unknown tier 3"),
     "unknown device": ({"device": "gpu"}, "unknown device 'gpu'"),
     "word for false": ({"train_missing": "false"}, "train_missing is 'false'"),
+    "no device": ({"device": None}, "device is None: it must be a text, such as 'cpu'"),
+    "no root": ({"root": None}, "root is None: it must be a text, such as 'results'"),
+    "the project itself as root": ({"root": ""}, "root is ''"),
 }
 
 
@@ -267,6 +271,11 @@ BAD_PARAMETERS = {
 def test_bad_parameters_are_refused(name):
     changes, message = BAD_PARAMETERS[name]
     with pytest.raises(ValueError, match=message): check_parameters("sparse_parity", {**GOOD, **changes})
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_missing_parameter_is_named(name):
+    with pytest.raises(ValueError, match=f"the parameter {name} is missing: sparse_parity takes tier, root, device, train_missing"): check_parameters("sparse_parity", {key: value for key, value in GOOD.items() if key != name})
 
 
 @pytest.fixture
@@ -286,6 +295,7 @@ def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path
     settings = check_parameters("sparse_parity", {**GOOD, "root": str(tmp_path), "train_missing": False})
     with pytest.raises(FileNotFoundError, match="no record of sparse_parity-transformer-smoke.*iclrepro train sparse_parity --tier smoke"): collect(settings)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="unknown run of sparse_parity at tier smoke 'Mamber'.*mean 'Mamba'"): collect(settings, ["Mamba", "Mamber"], partly=True)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import xarray as xr
 from iclrepro.baselines import BASELINES
 from iclrepro.claims import CLAIMS, LEARNT, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED
 from iclrepro.experiments import (FUNCTIONS, LENGTHS, TASK_SIZES, TIERS, Settings, at_hand, captioned, collect, drawn_examples, experiment_runs, function_yardsticks, gather_panels, panel_of,
-                                  published, size_of, task_runs)
+                                  published, size_of, skewed_runs, task_runs)
 from iclrepro.presets import preset
 from iclrepro.tasks import SkewedLinearRegression
 
@@ -82,6 +82,15 @@ def test_yardsticks_are_asked_where_the_claims_read_them():
             for title, yardstick in function_yardsticks(run).items():
                 assert yardstick.name in BASELINES and run.train.task.name in BASELINES[yardstick.name].tasks, title
                 if yardstick.at: assert {0, run.train.task.n_points - 1} <= set(yardstick.at) <= set(range(run.exams[0].n_points)) and len(yardstick.at) <= 10
+
+
+def test_what_fits_no_chapter_of_grazzis_is_refused(tmp_path):
+    run = experiment_runs("grazzi_shifts", "smoke")["Mamba"]
+    for ask, message in ((lambda: function_yardsticks(run), "unknown task of Fig. 2 'skewed_linear_regression': choose one of sparse_linear_regression, relu_network, decision_tree"),
+                         (lambda: skewed_runs("huge"), "unknown tier 'huge': choose one of smoke, laptop, gpu, paper"),
+                         (lambda: captioned(published("grazzi_curves"), tmp_path, (5, 25)), "examples has 25: it must be one of .*19$"),
+                         (lambda: captioned(published("grazzi_curves"), tmp_path, (2.5,)), "examples has 2.5")):
+        with pytest.raises(ValueError, match=message): ask()
 
 
 def test_a_yardstick_without_its_package_is_left_out(monkeypatch, tmp_path):
@@ -185,7 +194,9 @@ def test_panels_hold_their_records(tmp_path):
     settings = Settings("grazzi_lengths", "smoke", tmp_path, "cpu", True)
     labels = ["Mamba, 7 examples", "Mamba, 28 examples"]
     records = collect(settings, labels)
+    with pytest.raises(ValueError, match="unknown panel '8 examples': choose one of 7 examples, 28 examples"): gather_panels(settings, records, {"8 examples": {}})
     numbers = gather_panels(settings, records)
+    with pytest.raises(ValueError, match="unknown panel '8 examples': choose one of 7 examples, 28 examples"): panel_of(numbers, "8 examples")
     assert numbers.panel.values.tolist() == ["7 examples", "28 examples"] and numbers["trained_to"].values.tolist() == [7, 28]
     for label, record in records.items():
         part = panel_of(numbers, label.removeprefix("Mamba, "))

@@ -11,14 +11,14 @@ import xarray as xr
 
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, later_at_the_largest, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
-from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
-                                  experiment_runs, learnt_loss, median_steps, project_root, published, task_runs)
+from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, config_of, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
+                                  disagreement_numbers, experiment_runs, learnt_loss, median_steps, project_root, published, task_runs, way_label)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
 from iclrepro.results import load_dataset, save_dataset
 from iclrepro.runs import run
-from iclrepro.tasks import Curriculum, SparseParity
+from iclrepro.tasks import Curriculum, LinearRegression, SparseLinearRegression, SparseParity
 
 
 def products(x, k): return [math.prod(x[i] for i in chosen) for chosen in itertools.combinations(range(len(x)), k)]
@@ -64,6 +64,12 @@ def test_learnt_lies_between_the_two_losses():
     task = SparseParity(10, 140)
     assert learnt_loss(task, 0.0) == bayes_loss(task) and learnt_loss(task, 1.0) == pytest.approx(context_free_loss(task))
     assert learnt_loss(task) - bayes_loss(task) == pytest.approx((context_free_loss(task) - bayes_loss(task)) / 10)
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"share is {share}: it must be between 0 and 1"): learnt_loss(task, share)
+    for other in (SparseLinearRegression(5, 8, 2), LinearRegression(5, 8)):  # the first has a k, too
+        for loss in (context_free_loss, bayes_loss, learnt_loss):
+            with pytest.raises(ValueError, match=f"the task is {other.name}: when it is learnt is known of sparse_parity only"): loss(other)
+    with pytest.raises(ValueError, match="unknown tier 'huge': choose one of smoke, laptop, gpu, paper"): convergence_runs("huge")
     for study in TASK_SIZES:
         if not study.startswith("parity") and study != "sparse_parity": continue
         for size in TASK_SIZES[study].values(): assert size.stop_below is None or bayes_loss(size.task) < size.stop_below < learnt_loss(size.task), study
@@ -120,6 +126,16 @@ def test_a_run_ends_when_its_seeds_have_learnt_and_its_record_says_when_each_did
     np.testing.assert_array_equal(numbers["converged"][0], convergence_steps(ended))
     assert np.isnan(numbers["median"][1]) and numbers["median"].dims == ("label",)
     np.testing.assert_array_equal(numbers["lowest_loss"][0], [min(row) for row in ended["loss"].values.tolist()])
+
+
+def test_a_median_is_that_of_a_runs_own_seeds(learnt):
+    "Where others have more seeds, those that a run has not are not seeds that did not learn."
+    config, records = config_of(learnt["Mamba, 1 x 16"]), {}
+    for label, seeds in (("M, 1 x 8", (0,)), ("M, 1 x 16", (0, 1, 2))):
+        configuration = json.dumps(replace(config, train=replace(config.train, seeds=seeds)).to_dict())
+        records[label] = xr.Dataset({"loss": (("seed", "step"), [[0.5, 0.0]] * len(seeds))}, {"seed": list(seeds), "step": [5, 10]}, {"configuration": configuration})
+    numbers = convergence_numbers(records)
+    assert numbers["median"].values.tolist() == [10, 10] and np.isnan(numbers["converged"][0]).values.tolist() == [False, True, True]
 
 
 def test_numbers_survive_a_file(learnt, tmp_path):
@@ -330,7 +346,7 @@ def test_the_ways_are_those_of_the_presets():
 def measured(name, *models, at_length=0.1, end=1000):
     rows = [(f"M{i}", way, seeds) for i, ways in enumerate(models) for way, seeds in enumerate(ways)]
     model, way, values = map(list, zip(*rows))
-    return xr.Dataset({"value": (("label", "seed"), values), "at_length": (("label", "seed"), [[at_length] * 2] * len(rows)), "steps_done": ("label", [end] * len(rows)),
+    return xr.Dataset({"value": (("label", "seed"), values), "at_length": (("label", "seed"), [[at_length] * len(values[0])] * len(rows)), "steps_done": ("label", [end] * len(rows)), "n_seeds": ("label", [len(values[0])] * len(rows)),
                        "comparison": ("label", [name] * len(rows)), "model": ("label", model), "way": ("label", way)})
 
 
@@ -349,6 +365,29 @@ def test_rules_of_choices_at_their_edges(name):
     comparison, models, options, verdict = CHOICES[name]
     assert choice_matters(comparison)(measured(comparison, *models, **options))[0] == verdict
     assert choice_matters("schedule")(measured(comparison, *models, **options))[0] == UNDECIDED
+
+
+@pytest.mark.parametrize("ways, ends, ratio, apart", [
+    ([[900, 900], [NAN, NAN]], (1000, 500), 1, False), ([[NAN, NAN], [900, 900]], (500, 1000), 1, False),  # ended before the other had learnt
+    ([[400, 900], [NAN, NAN]], (1000, 700), 700 / 650, False), ([[NAN, NAN], [100, 200]], (500, 1000), 150 / 500, True),
+    ([[100, 100, NAN], [300, 300, 300]], (200, 1000), 3, False)])  # the last seed of the first way may have needed more than 300
+def test_what_ended_early_is_not_said_to_have_learnt_early(ways, ends, ratio, apart):
+    numbers = measured("parity_sets", ways).assign(steps_done=("label", list(ends)))
+    row = compare_ways(numbers, "parity_sets").iloc[0]
+    assert (row.ratio, row.apart, row.known) == (pytest.approx(ratio), apart, True)
+    if ratio == 1: assert choice_matters("parity_sets")(numbers)[0] == UNDECIDED
+
+
+def test_seeds_of_other_runs_are_not_seeds_that_did_not_learn():
+    runs, records = experiment_runs("disagreements", "smoke"), {}
+    for label, steps, n_seeds in (("Mamba, Parity's coordinates: a set a prompt", 10, 2), ("Mamba, Parity's coordinates: a set a batch", 20, 2),
+                                  ("Standard Hybrid, 1 x 8, Standard Hybrid's positions: small", 20, 5), ("Standard Hybrid, 1 x 8, Standard Hybrid's positions: as released", 20, 5)):
+        data = {"loss": (("seed", "step"), [[0.0 if at >= steps else 0.7 for at in (10, 20, 30)]] * n_seeds)}
+        records[label] = xr.Dataset(data, {"seed": range(n_seeds), "step": [10, 20, 30]}, {"configuration": json.dumps(runs[label].to_dict())})
+    row = compare_ways(disagreement_numbers(records), "parity_sets").iloc[0]
+    assert (row["first"], row.second, row.ratio, row.apart, row.known, row.bound) == (10, 20, 2, True, True, False)
+    with pytest.raises(ValueError, match="no comparison has a record of both its ways: there are Mamba, Parity's coordinates: a set a prompt"): disagreement_numbers(dict(list(records.items())[:1]))
+    with pytest.raises(ValueError, match="unknown comparison 'parity_set'.*mean 'parity_sets'"): way_label("parity_set", "Mamba", "a set a batch")
 
 
 def test_a_ratio_is_that_of_geometric_means():

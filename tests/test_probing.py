@@ -13,7 +13,7 @@ from test_training_runs import Halt, assert_same_run, halt_at, run_config, train
 
 from iclrepro.claims import CLAIMS, UNDECIDED, layer_curve, rank_correlation
 from iclrepro.evaluation import Exam
-from iclrepro.experiments import TASK_SIZES, experiment_runs, gather_probes, task_runs
+from iclrepro.experiments import TASK_SIZES, descent_numbers, experiment_runs, gather_probes, task_runs
 from iclrepro.models import ARCHITECTURES, SequenceModel, architecture, build_model, parse_pattern
 from iclrepro.probing import Probe, asked_alone, descent_errors, fit_line, layer_ratios, probed_tasks, read_blocks, sweep_gamma, take_probe
 from iclrepro.prompts import Draws, Prompt
@@ -317,6 +317,11 @@ def test_an_experiment_gathers_what_its_records_hold(tmp_path):
                 for new, old in (("error", "probe_error_pooled"), ("scale_low", "probe_scale_pooled_low"), ("shift_high", "probe_shift_pooled_high")): assert mine[new].item() == record[old].values[c, layer - 1]
                 assert mine["error_by_seed"].values.tolist() == record["probe_error"].transpose("context", "layer", "seed").values[c, layer - 1].tolist()
     with pytest.raises(ValueError, match="the record of Mamba: x has no readings"): gather_probes({"Mamba: x": run(run_config(), tmp_path)})
+    with pytest.raises(ValueError, match="has no probe: give it one"): descent_numbers(run_config(), 3)
+    (label, record), = [(label, record) for label, record in records.items() if "skewed" in label]
+    config = json.loads(record.attrs["configuration"])
+    config["train"]["task"]["scale"] = 3.0  # then an answer of 0 costs nine times as much
+    assert gather_probes({label: record.assign_attrs(configuration=json.dumps(config))})["zero"].item() == 9
 
 
 MQAR = build_model(architecture("mamba", 4, 1, 16, 2, layout="vectors", d_out=4), 0)

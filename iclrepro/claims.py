@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from .experiments import TIERS
+from .experiments import EXPERIMENTS, TIERS
+from .prompts import lookup
 from .results import load_dataset, write_atomically
 
 # %% ../nbs/13_claims.ipynb #fe3ad4cd
@@ -67,6 +68,7 @@ LEARNT = 0.15  # of the zero predictor's error: below it, a model has learnt to 
 def as_good_as_a_transformer(who: str) -> Judge:
     "Compare the error after 2d examples with the Transformer's, once the Transformer itself has learnt."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
+        if lacking := not_there(numbers, who, "Transformer"): return UNDECIDED, lacking
         k = 2 * numbers.attrs["dim"]
         ours, reference = (score_at(numbers, name, k) for name in (who, "Transformer"))
         evidence = f"squared error / d after {k} examples: {who} {ours:.3g}, Transformer {reference:.3g}"
@@ -79,6 +81,7 @@ def as_good_as_a_transformer(who: str) -> Judge:
 def keeps_accuracy(who: str) -> Judge:
     "Compare the error at twice the training length with that at the training length."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
+        if lacking := not_there(numbers, who): return UNDECIDED, lacking
         k = numbers.attrs["trained_to"]
         before, after = score_at(numbers, who, k), score_at(numbers, who, 2 * k)
         evidence = f"squared error / d of {who} after {k} examples {before:.3g}, after {2 * k} {after:.3g}"
@@ -90,8 +93,8 @@ def keeps_accuracy(who: str) -> Judge:
 def keeps_more_accuracy(who: str, reference: str) -> Judge:
     "Compare the errors at twice the training length, and ask whether the intervals are apart."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
+        if lacking := not_there(numbers, who, reference): return UNDECIDED, lacking
         k = 2 * numbers.attrs["trained_to"]
-        if reference not in numbers.who.values: return UNDECIDED, f"{reference} is not among the models of this tier"
         at = {name: numbers.sel(who=name, shift="none", examples=k) for name in (who, reference)}
         parts = [f"{name} {with_bounds(one)}" for name, one in at.items()]
         evidence = f"squared error / d after {k} examples, twice the training length: " + ", ".join(parts)
@@ -103,9 +106,9 @@ def keeps_more_accuracy(who: str, reference: str) -> Judge:
     return judge
 
 # %% ../nbs/13_claims.ipynb #80e7679c
-AS_GOOD = f"reproduced if its error after 2d examples is at most 1.5 times the Transformer's; partly if it is larger but below {LEARNT}"
-KEEPS = "reproduced if its error at twice the training length is at most 1.5 times that at the training length; partly up to 3 times"
-KEEPS_MORE = "reproduced if its error at twice the training length is below the other's with disjoint intervals; partly if only the means are in order"
+AS_GOOD = f"reproduced if its error after 2d examples is at most 1.5 times the Transformer's; partly if it is larger but below {LEARNT}; undecided if the Transformer's is not"
+KEEPS = f"reproduced if its error at twice the training length is at most 1.5 times that at the training length; partly up to 3 times; undecided if it has not come below {LEARNT} there"
+KEEPS_MORE = f"reproduced if its error at twice the training length is below the other's with disjoint intervals; partly if only the means are in order; undecided if not both have come below {LEARNT} at the training length"
 
 CLAIMS: dict[str, Claim] = {
     "mamba_learns_linear_regression": Claim(
@@ -130,8 +133,9 @@ CLAIMS: dict[str, Claim] = {
 
 # %% ../nbs/13_claims.ipynb #50075be9
 def judge_claim(claim: Claim, root: str | os.PathLike, tiers: tuple[str, ...] = TIERS) -> Verdict:
-    "The verdict from the numbers stored below `root`, at the highest of `tiers` whose numbers decide; if none do, what the highest one says."
-    stored = [(tier, Path(root) / claim.experiment / f"{tier}.nc") for tier in reversed(tiers)]
+    "The verdict from the numbers stored below `root`, at the highest of `tiers` whose numbers decide; if none do, what the highest one says. Raises `ValueError` for an unknown tier."
+    for tier in tiers: lookup(TIERS, tier, "tier")
+    stored = [(tier, Path(root) / claim.experiment / f"{tier}.nc") for tier in reversed(TIERS) if tier in tiers]
     present = [(tier, path) for tier, path in stored if path.exists()]
     if not present: return Verdict(UNDECIDED, f"{claim.experiment} has not been run", "")
     allowed = [(tier, path) for tier, path in present if TIERS.index(tier) >= TIERS.index(claim.lowest_tier)]
@@ -145,7 +149,8 @@ def judge_all(
     experiment: str | None = None,  # default: the claims of all experiments
     tiers: tuple[str, ...] = TIERS,
 ) -> dict[str, Verdict]:            # by the claim's name
-    "The verdicts on all claims, or on those of one experiment."
+    "The verdicts on all claims, or on those of one experiment. Raises `ValueError` for an unknown experiment or tier."
+    if experiment is not None: lookup(EXPERIMENTS, experiment, "experiment")
     return {name: judge_claim(claim, root, tiers) for name, claim in CLAIMS.items() if experiment in (None, claim.experiment)}
 
 

@@ -267,7 +267,7 @@ def fails_where_the_other_does_not(who: str, shift: str) -> Judge:
         before = {name: score_at(numbers, name, trained_to) for name in (who, reference)}
         evidence = f"squared error / d after {k} examples, {SHIFTS[used].title}: {who} {ours:.3g}, {reference} {theirs:.3g}; as trained after {trained_to}: " + ", ".join(f"{name} {value:.3g}" for name, value in before.items())
         if not all(value < LEARNT for value in before.values()): return UNDECIDED, evidence + f"; not both have come below {LEARNT} there"
-        return (REPRODUCED if ours >= 1 and theirs < 0.5 else PARTLY if ours >= 3 * theirs else NOT_REPRODUCED), evidence
+        return (REPRODUCED if ours >= 1 and theirs < 0.5 else PARTLY if ours >= 3 * theirs and theirs < 1 else NOT_REPRODUCED), evidence
     return judge
 
 # %% ../nbs/13h_claims_grazzi.ipynb #09f96988
@@ -295,7 +295,7 @@ def as_good_on(panel: str, who: str, reference: str) -> Judge:
 def close_to_the_best_baseline(who: str, panels: Sequence[str]) -> Judge:
     "Ask by how much a model errs more than the best of its panel's baselines, as a share of what knowing nothing costs."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
-        parts, close, beginners = [], 0, []
+        parts, close, beginners, untaught = [], 0, [], []
         for panel in panels:
             if panel not in numbers.panel.values: return UNDECIDED, f"{panel} has not been run"
             part = panel_of(numbers, panel)
@@ -306,11 +306,14 @@ def close_to_the_best_baseline(who: str, panels: Sequence[str]) -> Judge:
             if not scores.size: return UNDECIDED, f"no baseline made for {panel} was asked after {k} examples"
             best = scores.isel(who=int(scores.argmin("who")))
             ours = score_at(part, who, k)
-            close += ours <= float(best) + 0.05 * nothing
+            near = ours <= float(best) + 0.05 * nothing
+            close += near
             if min(ours, float(best)) >= KNOWS * nothing: beginners.append(panel)
+            elif not near and ours >= KNOWS * nothing and numbers.attrs.get("tier") != "paper": untaught.append(panel)  # a baseline needs no training
             parts.append(f"{panel} {ours:.3g}, {best.who.item()} {float(best):.3g}, no context {nothing:.3g}")
         evidence = f"squared error / d of {who} at the training length: " + "; ".join(parts)
         if beginners: return UNDECIDED, evidence + f"; neither {who} nor a baseline has come below a third of the last on {', '.join(beginners)}"
+        if untaught: return UNDECIDED, evidence + f"; {who} itself has not come below a third of the last on {', '.join(untaught)}"
         return (REPRODUCED if close == len(panels) else PARTLY if close == len(panels) - 1 else NOT_REPRODUCED), evidence
     return judge
 
@@ -335,9 +338,10 @@ def better_beyond(panel: str, who: str, *references: str) -> Judge:
 def longer_training_helps(who: str) -> Judge:
     "Compare runs of different training lengths after as many examples as the longest had, on isotropic inputs."
     def judge(numbers: xr.Dataset) -> tuple[str, str]:
+        if lacking := not_there(numbers, who): return UNDECIDED, lacking
         own = {int(numbers["trained_to"].sel(panel=panel)): panel for panel in numbers.panel.values}
         lengths = sorted(own)
-        at = lambda length, k: float(numbers["value"].sel(panel=own[length], who=who, shift="isotropic", examples=k)) if who in numbers.who.values else float("nan")
+        at = lambda length, k: float(numbers["value"].sel(panel=own[length], who=who, shift="isotropic", examples=k))
         errors, known = [at(length, lengths[-1]) for length in lengths], [at(length, length) for length in lengths]
         evidence = f"squared error / d of {who} after {lengths[-1]} examples of isotropic inputs, by training length: " + ", ".join(f"{length} {error:.3g}" for length, error in zip(lengths, errors))
         if len(lengths) < 3: return UNDECIDED, evidence + "; three lengths are needed"
@@ -371,7 +375,7 @@ _BETTER_BEYOND = "reproduced if its error at three times the training length is 
 _REACHES = "reproduced if its error on isotropic inputs at the training length is at most {:g}, partly up to ten times that; above it not reproduced if it had the paper's training, else undecided"
 _DEGRADES = f"reproduced if its error at four times the training length is at least 10 times that at the training length, partly from 3 times on; undecided if it has not come below {LEARNT_WELL} there"
 _AS_GOOD_ON_PANEL = "reproduced if its error at the training length is at most 1.5 times the Transformer's, partly up to 3 times; undecided if the Transformer's is not below a third of what knowing nothing costs"
-_FAILS_ALONE = f"reproduced if Mamba's error is 1 or more, no better than knowing nothing, and the Transformer's below 0.5; partly if it is at least 3 times the Transformer's; undecided if either has not come below {LEARNT} without the shift"
+_FAILS_ALONE = f"reproduced if Mamba's error is 1 or more, no better than knowing nothing, and the Transformer's below 0.5; partly if it is at least 3 times the Transformer's, which is below 1; undecided if either has not come below {LEARNT} without the shift"
 _LONGER_HELPS = f"reproduced if, after as many examples as the longest training had, each longer training has a smaller error than the one before; partly if only the longest is better than the shortest; undecided if one has not come below {LEARNT} at its own length"
 _FIG1 = "Grazzi et al., Fig. 1"
 
@@ -396,7 +400,7 @@ CLAIMS.update({
     **{f"mamba_learns_{panel.replace(' ', '_')}": Claim(f"Mamba learns {words} in context about as well as a Transformer", "Grazzi et al., Fig. 2" + letter, "grazzi_functions", _AS_GOOD_ON_PANEL, "laptop", as_good_on(panel, "Mamba", _POSITIONLESS))
        for (panel, words), letter in zip(_PANEL_WORDS.items(), "abc")},
     "mamba_close_to_baselines": Claim("On all three functions Mamba is close to the method made for it, or better", "Grazzi et al., Fig. 2", "grazzi_functions",
-                                      "reproduced if at the training length its error exceeds that of the best baseline but least squares by at most a twentieth of what knowing nothing costs, on all three; partly on two; undecided where neither is below a third of what knowing nothing costs",
+                                      "reproduced if at the training length its error exceeds that of the best baseline but least squares by at most a twentieth of what knowing nothing costs, on all three; partly on two; undecided where neither is below a third of what knowing nothing costs, or Mamba, with less training than the paper's, is far from the other and not below it",
                                       "gpu", close_to_the_best_baseline("Mamba", _PANELS)),
     "mamba_better_beyond_on_relu_networks": Claim("On ReLU networks Mamba is better than the Transformer beyond the training length", "Grazzi et al., Fig. 2b", "grazzi_functions",
                                                   _BETTER_BEYOND.format("the Transformer's"), "laptop", better_beyond("relu network", "Mamba", _POSITIONLESS)),

@@ -512,7 +512,7 @@ def marks_agree(study: str) -> Judge:
         evidence = _shares(rows, numbers) + "; paper: " + ", ".join(f"{who} {SYMBOLS[theirs[who]]}" for who in theirs)
         if not set(theirs) <= set(rows.index): return UNDECIDED, evidence + "; not all three have been run"
         rows = rows.loc[list(theirs)]
-        if not rows.learnt.all() and numbers.attrs.get("tier") != "paper": return UNDECIDED, evidence + _beginners(numbers, study)
+        if not rows.learnt.all(): return (NOT_REPRODUCED if numbers.attrs.get("tier") == "paper" else UNDECIDED), evidence + _beginners(numbers, study)
         agree = sum(rows.mark[who] == theirs[who] for who in theirs)
         ranked = all(rows.mark[who] != MARK_SOLVED and rows.error[who] == rows.error.max() for who in theirs if theirs[who] != MARK_SOLVED)
         return (REPRODUCED if agree == 3 else PARTLY if agree == 2 and ranked else NOT_REPRODUCED), evidence
@@ -532,8 +532,8 @@ def solves(who: str, studies: Sequence[str]) -> Judge:
         if len(short): evidence += f"; {who} short of it: " + ", ".join(f"{STUDY_TITLES[study]} {SYMBOLS[row.mark]} {row.share:.3g}" for study, row in short.iterrows())
         missing = [STUDY_TITLES[study] for study in studies if study not in ours.index]
         if missing: return UNDECIDED, evidence + f"; not run at this tier: {', '.join(missing)}"
-        if numbers.attrs.get("tier") != "paper" and not ours.learnt.all():
-            return UNDECIDED, evidence + f"; solved by no model at this tier: {', '.join(STUDY_TITLES[study] for study in ours.index[~ours.learnt])}"
+        if not ours.learnt.all():
+            return (NOT_REPRODUCED if numbers.attrs.get("tier") == "paper" else UNDECIDED), evidence + f"; solved by no model at this tier: {', '.join(STUDY_TITLES[study] for study in ours.index[~ours.learnt])}"
         as_many = counts[who] == max(counts.values()) and (ours.mark != MARK_FAILED).all()
         return (REPRODUCED if not len(short) else PARTLY if as_many else NOT_REPRODUCED), evidence
     return judge
@@ -585,12 +585,13 @@ def comparable_within(who: str, study: str, flops: float = FLOPS_OF_THE_CLAIM) -
         evidence = (f"training loss of {who} after {used:.2g} FLOPs a seed {float(within[-1]):.3g}; the best of the others at its end, {best} after "
                     f"{float(spent.sel(model=best).max()):.2g}, {final[best]:.3g}; share gained {share:.3g}")
         if not any(rows.mark[name] == MARK_SOLVED for name in others) or not rows.learnt.all(): return UNDECIDED, evidence + "; none of the others has solved it"
+        if mark(share) == MARK_FAILED and not spent.sel(model=who).max() >= flops: return UNDECIDED, evidence + f"; its run ended before it had spent {flops:.0e}"
         return {MARK_SOLVED: REPRODUCED, MARK_GAP: PARTLY, MARK_FAILED: NOT_REPRODUCED}[mark(share)], evidence
     return judge
 
 # %% ../nbs/13i_claims_park.ipynb #3c06be9c
 _ROW_RULE = (f"share gained of what the context offers, between the error without context and the least of all models and yardsticks: solved from {SOLVED_FROM}, failed below {FAILED_BELOW}, a gap between; "
-             "reproduced if all three marks are the paper's; partly if two are and the model marked down, if any, is the worst and unsolved; below the papers' own training undecided unless one has halved the error and solved the task also by what the papers' models reach on it")
+             "reproduced if all three marks are the paper's; partly if two are and the model marked down, if any, is the worst and unsolved; unless one has halved the error and solved the task also by what the papers' models reach on it, undecided below the papers' own training and not reproduced after it")
 _GAP_RULE = f"reproduced if the model's share, with its interval, stays below {SOLVED_FROM} while MambaFormer's does not; partly if the interval reaches it"
 _TRAILS_RULE = "reproduced if its error at the end of the context is above the other's, which has solved the task, with disjoint intervals; partly if only the means are in order"
 
@@ -612,7 +613,7 @@ CLAIMS.update({
     "standard_hybrid_solves_outliers": Claim("The Standard Hybrid, too, solves both kinds of outliers", "our question; the paper's curves of it are not at hand", "park_outliers",
         f"reproduced if it gains {SOLVED_FROM} of what the context offers on both as described; partly if it fails on none and solves as many as the best", "gpu", solves("Standard Hybrid", ("orthogonal_outliers", "many_outliers"))),
     "mambaformer_outliers_flops": Claim(f"MambaFormer reaches comparable performance on outliers with less than {FLOPS_OF_THE_CLAIM:.0e} FLOPs", "Park et al., by training FLOPs", "park_outliers",
-        f"training loss at the last step before so many FLOPs a seed: reproduced if it has gained {SOLVED_FROM} of what the best of the others has at its end, partly from {FAILED_BELOW}", "gpu",
+        f"training loss at the last step before so many FLOPs a seed: reproduced if it has gained {SOLVED_FROM} of what the best of the others has at its end, partly from {FAILED_BELOW}; below that undecided if its run has spent less", "gpu",
         comparable_within("MambaFormer", "orthogonal_outliers")),
     "s4_trails_mamba": Claim("Without selection, S4 learns linear regression less well than Mamba", "Grazzi et al., Fig. 1, for skewed inputs; Park et al. draw it", "park_regression", _TRAILS_RULE, "laptop",
         trails("S4", "linear_regression", "Mamba")),

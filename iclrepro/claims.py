@@ -1184,7 +1184,7 @@ def choice_matters(name: str) -> Judge:
         first, second = COMPARISONS[name].ways
         if rows.empty: return UNDECIDED, "not both ways have been run"
         value = lambda x: f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
-        say = lambda row: f"{value(row['first'])} {first}, {value(row.second)} {second}" + ("" if row.known else " (nothing learnt)") + (" (seeds overlap)" if not row.apart else "")
+        say = lambda row: f"{value(row['first'])} {first}, {value(row.second)} {second}" + ("" if row.known else " (nothing learnt)") + (" (one seed)" if row.seeds == 1 else " (seeds overlap)" if not row.apart else "")
         evidence = "; ".join(f"{model}: {say(row)}" for model, row in rows.iterrows())
         large = (rows.ratio >= CHANGE) | (rows.ratio <= 1 / CHANGE)
         told = rows.known.astype(bool) & (large | ~rows.bound.astype(bool))
@@ -1194,7 +1194,7 @@ def choice_matters(name: str) -> Judge:
     return judge
 
 # %% ../nbs/13m_claims_disagreements.ipynb #99736b0d
-CHANGES = f"reproduced if the measure changes {CHANGE:g} times or more in a model, and the seeds of both ways do not overlap; partly if they do"
+CHANGES = f"reproduced if the measure changes {CHANGE:g} times or more in a model, and the seeds of both ways do not overlap; partly if they do, or if a way has one seed"
 _ASKED = {
     "hybrid_positions": ("The released positions of the Standard Hybrid, of standard deviation 1, change how soon it learns parity", "Park et al., released code; our question", "gpu"),
     "parity_sets": ("One set of coordinates for all prompts of a batch, as released, changes how soon parity is learnt", "Park et al., released code; our question", "laptop"),

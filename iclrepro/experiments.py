@@ -1225,14 +1225,20 @@ def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
 def compare_ways(
     numbers: xr.Dataset,  # `disagreement_numbers`
     name: str,            # a name in COMPARISONS
-) -> pd.DataFrame:        # by model: first, second, ratio, apart, known, bound
-    """Geometric means over seeds of both ways (medians of steps), the second over the first, whether all seeds of one way lie on one side of all of the other's, and whether anything was learnt that could differ.
+) -> pd.DataFrame:        # by model: first, second, ratio, seeds, apart, known, bound
+    """Geometric means over seeds of both ways (medians of steps), the second over the first, the seeds that each way has at least, whether all of one way lie on one side of all of the other's (of a single one that is not known), and whether anything was learnt that could differ.
 
     A run that ended before its median seed had learnt enters with its end: the ratio is then a bound, nearer to 1 than the true one. Raises `ValueError` for an unknown name."""
     lookup(COMPARISONS, name, "comparison")
-    chosen, rows = numbers.isel(label=np.flatnonzero(numbers["comparison"] == name)), {}
+    chosen, rows, runs = numbers.isel(label=np.flatnonzero(numbers["comparison"] == name)), {}, json.loads(numbers.attrs.get("runs", "{}"))
+
+    def own_seeds(part: xr.Dataset) -> xr.Dataset:
+        "A way without the seeds that only other comparisons have: they are no seeds that did not learn."
+        label = str(part["label"].values) if "label" in part.coords else ""
+        return part.sel(seed=runs[label]["train"]["seeds"]) if label in runs else part
+
     for model in dict.fromkeys(chosen["model"].values.tolist()):
-        pair = [chosen.isel(label=np.flatnonzero((chosen["model"] == model) & (chosen["way"] == way))[0]) for way in (0, 1)]
+        pair = [own_seeds(chosen.isel(label=np.flatnonzero((chosen["model"] == model) & (chosen["way"] == way))[0])) for way in (0, 1)]
         seeds = [part["value"].dropna("seed").values for part in pair]
         if COMPARISONS[name].measure == "steps":
             known, seeds = any(median_steps(part["value"]).notnull().item() for part in pair), [part["value"].fillna(part["steps_done"]).values for part in pair]
@@ -1241,8 +1247,9 @@ def compare_ways(
         else:
             values, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in seeds], False  # the last digits are a processor's
             known = min(float(part["at_length"].mean()) for part in pair) < 0.5
-        apart = max(seeds[0]) < min(seeds[1]) or max(seeds[1]) < min(seeds[0])
-        rows[model] = dict(first=values[0], second=values[1], ratio=values[1] / values[0], apart=bool(apart), known=bool(known), bound=bound)
+        fewest = min(map(len, seeds))
+        apart = fewest > 1 and (max(seeds[0]) < min(seeds[1]) or max(seeds[1]) < min(seeds[0]))
+        rows[model] = dict(first=values[0], second=values[1], ratio=values[1] / values[0], seeds=fewest, apart=bool(apart), known=bool(known), bound=bound)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/12f_language.ipynb #bb16f746

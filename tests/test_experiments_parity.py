@@ -375,6 +375,24 @@ def test_rules_of_choices_at_their_edges(name):
     assert choice_matters("schedule")(measured(comparison, *models, **options))[0] == UNDECIDED
 
 
+def test_one_seed_shows_no_more_than_half():
+    judge = choice_matters("s4_norm")
+    two = measured("s4_norm", [[0.2, 0.2], [0.8, 0.8]])
+    assert judge(two)[0] == REPRODUCED and judge(two.isel(seed=[0]))[0] == PARTLY and "(one seed)" in judge(two.isel(seed=[0]))[1]
+    assert judge(measured("s4_norm", [[0.2, 0.2], [0.8, NAN]]))[0] == PARTLY
+
+
+def test_seeds_of_other_comparisons_are_none_that_did_not_learn():
+    "Five seeds in the file, of which this comparison has three; the labels' configurations say so."
+    values = {"first": [100, 120, 110], "second": [200, 210, NAN]}
+    numbers = xr.Dataset({"value": (("label", "seed"), [row + [NAN, NAN] for row in values.values()]), "at_length": (("label", "seed"), np.full((2, 5), NAN)), "steps_done": ("label", [1000, 1000]),
+                          "comparison": ("label", ["parity_sets"] * 2), "model": ("label", ["M"] * 2), "way": ("label", [0, 1])}, {"label": list(values), "seed": [1, 2, 3, 4, 5]},
+                         {"runs": json.dumps({label: {"train": {"seeds": [1, 2, 3]}} for label in values})})
+    row = compare_ways(numbers, "parity_sets").loc["M"]
+    assert (row["first"], row.second, row.seeds, row.apart, row.known, row.bound) == (110, 210, 3, True, True, False)
+    assert choice_matters("parity_sets")(numbers)[0] == REPRODUCED
+
+
 def test_a_ratio_is_that_of_geometric_means():
     rng = np.random.default_rng(1)
     for _ in range(20):

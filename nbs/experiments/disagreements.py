@@ -60,7 +60,7 @@ assert set(numbers["label"].values) <= set(records)
 # %%
 base_model = lambda model: model if model in MODEL_COLOURS else model.split(",")[0]
 points = numbers["value"].to_dataframe().reset_index().merge(numbers[["comparison", "model", "way", "steps_done"]].to_dataframe().reset_index(), on="label")
-points = points[points["seed"].isin(sum((list(config_of(record).train.seeds) for record in records.values()), []))]
+points = points[[seed in config_of(records[label]).train.seeds for label, seed in zip(points.label, points.seed)]]  # others have other seeds
 points["reached"] = points.value.notna() | (points.comparison.map(lambda name: COMPARISONS[name].measure) != "steps")
 points = points[~(points.reached & points.value.isna())].assign(value=lambda rows: rows.value.fillna(rows.steps_done), colour=lambda rows: rows.model.map(base_model))
 shown = list(dict.fromkeys(points.colour))

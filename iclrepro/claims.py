@@ -433,7 +433,7 @@ def gained(
     error: float, no_context: float,
     least: float,  # the least error that anybody reaches
 ) -> float:
-    "The share that a model has gained of what the context offers, at most 1; nan if the context offers nothing."
+    "The share that a model has gained of what the context offers: 1 at the least error, below 0 if it is worse than without context; nan if the context offers nothing."
     return (no_context - error) / (no_context - least) if least < no_context else np.nan
 
 
@@ -753,7 +753,7 @@ def never_converges(model: str, reference: str, but_for_the_largest: bool = Fals
         times = waited(ours, theirs)
         early = [f"{size} {factor:.3g} of {patience(size):.3g}" for size, factor in times.items() if factor < patience(size)]
         if not any(learnt) and early: return UNDECIDED, evidence + f"; ended too early to tell from later, in times {reference}'s: {', '.join(early)}"
-        if not any(learnt): return (REPRODUCED if times else UNDECIDED), evidence
+        if not any(learnt): return (REPRODUCED if times and set(ours) <= set(theirs) else UNDECIDED), evidence
         return (NOT_REPRODUCED if all(learnt) else PARTLY), evidence
     return judge
 

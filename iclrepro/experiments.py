@@ -1205,7 +1205,7 @@ MEASURES = {
 
 def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """By run (label): comparison, model, way (0 or 1), measure, steps done; value and error at the training length (label, seed), the latter missing in parity.
-    Comparisons of which a run is missing are left out."""
+    Comparisons of which a run is missing are left out. Raises `ValueError` if that leaves none."""
     rows, parts = [], []
     for name, comparison in COMPARISONS.items():
         models = dict.fromkeys(label.rsplit(f", {comparison.title}: ")[0] for label in records if f", {comparison.title}: " in label)
@@ -1217,6 +1217,7 @@ def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
                 learnt = _error_at(record, 1) if comparison.measure != "steps" else record["seed"].astype(float) * np.nan
                 parts.append(xr.Dataset({"value": MEASURES[comparison.measure][1](record), "at_length": learnt}).drop_attrs())
                 rows.append({"label": label, "comparison": name, "model": model, "way": way, "measure": comparison.measure, "steps_done": int(record["step"][-1])})
+    if not rows: raise ValueError(f"the records are {', '.join(records) or 'none'}: a comparison needs the runs of both its ways")
     table = pd.DataFrame(rows).set_index("label")
     numbers = xr.concat(parts, pd.Index(table.index, name="label"), join="outer", coords="minimal", compat="equals", data_vars="all")
     return numbers.assign({column: ("label", table[column].to_numpy()) for column in table})

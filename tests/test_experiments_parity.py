@@ -12,7 +12,7 @@ import xarray as xr
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, later_at_the_largest, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
 from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
-                                  experiment_runs, learnt_loss, median_steps, project_root, published, task_runs)
+                                  disagreement_numbers, experiment_runs, learnt_loss, median_steps, project_root, published, task_runs)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
@@ -373,6 +373,11 @@ def test_rules_of_choices_at_their_edges(name):
     comparison, models, options, verdict = CHOICES[name]
     assert choice_matters(comparison)(measured(comparison, *models, **options))[0] == verdict
     assert choice_matters("schedule")(measured(comparison, *models, **options))[0] == UNDECIDED
+
+
+def test_one_way_alone_is_no_comparison():
+    label = "Mamba, Parity's coordinates: a set a prompt"
+    with pytest.raises(ValueError, match=f"the records are {label}: a comparison needs the runs of both its ways"): disagreement_numbers({label: xr.Dataset()})
 
 
 def test_one_seed_shows_no_more_than_half():

@@ -227,11 +227,17 @@ def s4d_kernel(
 DIRECT_UP_TO = 256  # tokens; beyond, and on a GPU without kernels of our own, the FFT
 
 
+def _check_kernel(u: Tensor, kernel: Tensor) -> None:
+    "Raises `ValueError` for a kernel that is not as long as the sequences or not one a channel: its product would be of another length, or wrap around."
+    if kernel.shape != (u.shape[2], u.shape[1]): raise ValueError(f"kernel has shape {tuple(kernel.shape)}: it must be (channels, length), here ({u.shape[2]}, {u.shape[1]})")
+
+
 def convolve_direct(
     u: Tensor,       # (batch, length, channels)
     kernel: Tensor,  # (channels, length)
 ) -> Tensor:         # (batch, length, channels)
-    "Causal convolution of each channel as a product with a triangular Toeplitz matrix; memory grows as channels x length x length."
+    "Causal convolution of each channel as a product with a triangular Toeplitz matrix; memory grows as channels x length x length. Raises `ValueError` for a kernel of another shape."
+    _check_kernel(u, kernel)
     length = u.shape[1]
     toeplitz = F.pad(kernel, (length - 1, 0)).unfold(1, length, 1).flip(2)  # (channels, to, from)
     return (u.permute(2, 0, 1).contiguous() @ toeplitz.mT).permute(1, 2, 0).contiguous()
@@ -241,7 +247,8 @@ def convolve_fft(
     u: Tensor,       # (batch, length, channels)
     kernel: Tensor,  # (channels, length)
 ) -> Tensor:         # (batch, length, channels)
-    "Causal convolution of each channel as a product of spectra, zero-padded to twice the length so that nothing wraps around."
+    "Causal convolution of each channel as a product of spectra, zero-padded to twice the length so that nothing wraps around. Raises `ValueError` for a kernel of another shape."
+    _check_kernel(u, kernel)
     length = u.shape[1]
     spectrum = torch.fft.rfft(u.transpose(1, 2), 2 * length) * torch.fft.rfft(kernel, 2 * length)
     return torch.fft.irfft(spectrum, 2 * length)[..., :length].transpose(1, 2)

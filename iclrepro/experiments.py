@@ -1204,7 +1204,7 @@ COMPARISONS = {
     "parity_sets": Comparison("Parity's coordinates", ("a set a prompt", "a set a batch"), "steps", _on_two_studies("sparse_parity", "sparse_parity_batch", ("mamba",))),
     "s4_dropout": Comparison("S4's dropout", ("none", "a tenth"), "error", _s4_with("dropout")),
     "s4_norm": Comparison("S4's norm", ("behind a block", "in front"), "error", _s4_with("norm")),
-    "s4_rate": Comparison("S4's rate", ("ten times", "as the others"), "error", _s4_with("rate")),
+    "s4_rate": Comparison("S4's rate", ("its own", "a tenth"), "error", _s4_with("rate")),
     "outliers": Comparison("Orthogonal outliers", ("as described", "as released"), "error", _on_two_studies("orthogonal_outliers", "orthogonal_outliers_as_released", ("transformer", "mamba", "mambaformer", "standard_hybrid"))),
     "schedule": Comparison("Learning rate", ("constant", "cosine"), "growth", _two_schedules),
 }  # by name
@@ -1259,10 +1259,10 @@ def disagreement_numbers(records: Mapping[str, xr.Dataset]) -> xr.Dataset:
 def compare_ways(
     numbers: xr.Dataset,  # `disagreement_numbers`
     name: str,            # a name in COMPARISONS
-) -> pd.DataFrame:        # by model: first, second, ratio, apart, known, bound
-    """Geometric means over seeds of both ways (medians of steps), the second over the first, whether all seeds of one way lie on one side of all of the other's, and whether anything was learnt that could differ.
+) -> pd.DataFrame:        # by model: first, second, ratio, seeds, apart, known, first_late, second_late
+    """Geometric means over seeds of both ways (medians of steps), the second over the first, the seeds that each way has at least, whether all of one way lie on one side of all of the other's (of a single one that is not known), whether anything was learnt that could differ, and whether a way's run ended before its median seed had learnt.
 
-    A run that ended before its median seed had learnt enters with its end: the ratio is then a bound, nearer to 1 than the true one; and 1 if the end came before the other way had learnt, which tells nothing.
+    Such a run enters with its end: the ratio is then a bound, nearer to 1 than the true one; and 1 if the end came before the other way had learnt, which tells nothing.
     Raises `ValueError` for an unknown name."""
     lookup(COMPARISONS, name, "comparison")
     chosen, rows = numbers.isel(label=np.flatnonzero(numbers["comparison"] == name)), {}
@@ -1276,14 +1276,15 @@ def compare_ways(
             medians = [float(np.median(each)) for each in most]
             beyond = [median == np.inf for median in medians]
             values = [end if is_beyond else median for median, is_beyond, end in zip(medians, beyond, ends)]
-            known, bound = not all(beyond), any(beyond)
+            known = not all(beyond)
         else:
-            values, beyond, bound = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in least], [False, False], False  # the last digits are a processor's
+            values, beyond = [float(f"{np.exp(np.log(each).mean()):.12g}") for each in least], [False, False]  # the last digits are a processor's
             known = min(float(part["at_length"].mean()) for part in pair) < 0.5
-        apart = max(most[0]) < min(least[1]) or max(most[1]) < min(least[0])
+        fewest = min(map(len, least))
+        apart = fewest > 1 and (max(most[0]) < min(least[1]) or max(most[1]) < min(least[0]))
         ratio = values[1] / values[0]
-        if known and bound: ratio = min(ratio, 1.0) if beyond[0] else max(ratio, 1.0)
-        rows[model] = dict(first=float(values[0]), second=float(values[1]), ratio=ratio, apart=bool(apart), known=bool(known), bound=bound)
+        if known and any(beyond): ratio = min(ratio, 1.0) if beyond[0] else max(ratio, 1.0)
+        rows[model] = dict(first=float(values[0]), second=float(values[1]), ratio=ratio, seeds=fewest, apart=bool(apart), known=bool(known), first_late=beyond[0], second_late=beyond[1])
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/12f_language.ipynb #bb16f746

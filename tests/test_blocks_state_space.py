@@ -263,6 +263,13 @@ def test_bad_input_is_refused_with_its_reason(name):
     with pytest.raises(ValueError, match=message): call()
 
 
+@pytest.mark.parametrize("convolve", [convolve_direct, convolve_fft])
+@pytest.mark.parametrize("shape", [(3, 9), (3, 20), (3, 4), (1, 5), (2, 5)])
+def test_kernels_of_other_lengths_or_channels_are_refused(convolve, shape):
+    u = Draws(1).normal(2, 5, 3)
+    with pytest.raises(ValueError, match=rf"kernel has shape \({shape[0]}, {shape[1]}\): it must be \(channels, length\), here \(3, 5\)"): convolve(u, torch.ones(shape))
+
+
 def test_flops_are_those_of_transforms_and_linear_maps():
     "Counted by hand for 64 tokens: transforms of 128 numbers, of which the logarithm is 7."
     convolution = 2 * 5 * 128 * 7 + 6 * 65 + 2 * 64  # a channel: to the spectrum and back, 65 complex products, skip

@@ -183,6 +183,11 @@ def test_keeps_more_accuracy(ours, theirs, verdict):
         assert judge(numbers(bad))[0] == UNDECIDED
 
 
+@pytest.mark.parametrize("judge", [as_good_as_a_transformer("Mamba"), keeps_accuracy("Mamba"), keeps_more_accuracy("Mamba", "Transformer")])
+def test_a_model_that_was_not_run_is_named_and_not_judged(judge):
+    assert judge(numbers({"Transformer": {6: 0.1, 7: 0.1, 14: 0.1}})) == (UNDECIDED, "not run at this tier: Mamba")
+
+
 def claim(lowest_tier="laptop", judge=keeps_accuracy("Mamba")): return Claim("words", "where", "length_and_shift", "rule", lowest_tier, judge)
 
 
@@ -196,6 +201,14 @@ def test_the_highest_stored_tier_decides(tmp_path):
     assert judge_claim(claim(), tmp_path, ("smoke", "laptop")).verdict == REPRODUCED
     assert judge_claim(claim("paper"), tmp_path, ("gpu",)).verdict == UNDECIDED
     assert judge_claim(claim("gpu"), tmp_path, ("gpu",)).verdict == NOT_REPRODUCED
+
+
+def test_tiers_in_any_order_and_no_others(tmp_path):
+    for tier, after in (("laptop", 0.1), ("gpu", 0.9)): save_dataset(numbers({"Mamba": {7: 0.1, 14: after}}), tmp_path / "length_and_shift" / f"{tier}.nc")
+    assert judge_claim(claim(), tmp_path, ("gpu", "laptop")) == judge_claim(claim(), tmp_path, ("laptop", "gpu")) and judge_claim(claim(), tmp_path, ("gpu", "laptop")).tier == "gpu"
+    for ask, message in ((lambda: judge_claim(claim(), tmp_path, ("gup",)), "unknown tier 'gup'.*mean 'gpu'"), (lambda: judge_all(tmp_path, None, ("gpu", "all")), "unknown tier 'all'"),
+                         (lambda: judge_all(tmp_path, "sparse_party"), "unknown experiment 'sparse_party'.*mean 'sparse_parity'")):
+        with pytest.raises(ValueError, match=message): ask()
 
 
 def test_verdicts_are_saved_and_told(tmp_path):

@@ -202,21 +202,22 @@ def test_parameters_are_counted_without_the_ends():
     assert counted_parameters(convergence_runs("paper")["Transformer, 2 x 256"]) + 20 * 256 == pytest.approx(1.658e6, rel=2e-3)
 
 
-def accuracies(trained_to=40, **by_who):
+def accuracies(trained_to=40, tier="gpu", **by_who):
     rows = {"Bayes": (0.55, 0.98, 1.0), **by_who}
-    return xr.Dataset({"value": (("who", "shift", "examples"), [[values] for values in rows.values()])}, {"who": list(rows), "shift": ["none"], "examples": [0, 10, trained_to]}, {"trained_to": trained_to, "no_context": 0.55})
+    return xr.Dataset({"value": (("who", "shift", "examples"), [[values] for values in rows.values()])}, {"who": list(rows), "shift": ["none"], "examples": [0, 10, trained_to]}, {"trained_to": trained_to, "no_context": 0.55, "tier": tier})
 
 
 EDGES = {
     "as good as Bayes": (reaches_bayes("M"), dict(M=(0.5, 0.961, 0.981)), REPRODUCED), "a bit worse after 10": (reaches_bayes("M"), dict(M=(0.5, 0.959, 1.0)), PARTLY),
     "a bit worse at the end": (reaches_bayes("M"), dict(M=(0.5, 0.98, 0.979)), PARTLY), "hardly better than nothing": (reaches_bayes("M"), dict(M=(0.5, 0.59, 0.601)), PARTLY),
-    "nothing": (reaches_bayes("M"), dict(M=(0.5, 0.99, 0.599)), NOT_REPRODUCED), "not there": (reaches_bayes("M"), {}, UNDECIDED),
+    "nothing": (reaches_bayes("M"), dict(M=(0.5, 0.99, 0.599), tier="paper"), NOT_REPRODUCED), "nothing yet": (reaches_bayes("M"), dict(M=(0.5, 0.99, 0.599)), UNDECIDED), "not there": (reaches_bayes("M"), {}, UNDECIDED),
     "prior": (stays_at_prior("T", "M"), dict(T=(0.5, 0.9, 0.579), M=(0, 0, 0.951)), REPRODUCED), "above prior": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.581), M=(0, 0, 0.951)), PARTLY),
     "learnt": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.951), M=(0, 0, 0.951)), NOT_REPRODUCED), "untaught": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.5), M=(0, 0, 0.949)), UNDECIDED),
     "no reference": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.5)), UNDECIDED),
     "low between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.601), M=(0, 0, 0.951)), REPRODUCED), "high between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.949), M=(0, 0, 0.951)), REPRODUCED),
     "below": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.599), M=(0, 0, 0.951)), PARTLY), "hardly": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.581), M=(0, 0, 0.951)), PARTLY), "nothing learnt": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.579), M=(0, 0, 0.951)), UNDECIDED), "above": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.951), M=(0, 0, 0.951)), NOT_REPRODUCED),
-    "untaught between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.8), M=(0, 0, 0.949)), UNDECIDED),
+    "nothing learnt in the paper's training": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.579), M=(0, 0, 0.951), tier="paper"), NOT_REPRODUCED),
+    "unknown reference": (stays_at_prior("T", "M"), dict(T=(0.5, 0.5, 0.5), M=(0, 0, math.nan)), UNDECIDED), "untaught between": (stays_between("S", "M"), dict(S=(0.5, 0.5, 0.8), M=(0, 0, 0.949)), UNDECIDED),
 }
 
 
@@ -247,10 +248,18 @@ SOON = {
     "later": (later_at_the_largest("F", "M", 2), dict(F=(1, 400, 400), M=(100, 200, 200)), REPRODUCED), "later at one": (later_at_the_largest("F", "M", 2), dict(F=(400, 399), M=(200, 200)), PARTLY),
     "no later": (later_at_the_largest("F", "M", 2), dict(F=(900, 399, 200), M=(100, 200, 200)), NOT_REPRODUCED), "later than the end": (later_at_the_largest("F", "M", 2), dict(F=(None, None), M=(450, 450)), REPRODUCED),
     "later, perhaps": (later_at_the_largest("F", "M", 2), dict(F=(None, None), M=(451, 450)), UNDECIDED), "later, at one size run": (later_at_the_largest("F", "M", 2), dict(F=(400,), M=(200, 200)), UNDECIDED),
-    "everywhere": (converges_everywhere("M"), dict(M=(1, 2)), REPRODUCED), "at a size": (converges_everywhere("M"), dict(M=(None, 2)), PARTLY), "nowhere": (converges_everywhere("M"), dict(M=(None, None)), NOT_REPRODUCED),
-    "not run": (converges_everywhere("M"), dict(T=(1, 2)), UNDECIDED), "run at one size": (converges_everywhere("M"), dict(M=(1,)), UNDECIDED),
-    "not at all sizes": (converges_everywhere("M"), dict(M=(1, 2), T=(1, 2, 3)), UNDECIDED), "not at all sizes, and not always": (converges_everywhere("M"), dict(M=(None, 2), T=(1, 2, 3)), PARTLY),
-    "not at all sizes, and at none": (converges_everywhere("M"), dict(M=(None, None), T=(1, 2, 3)), UNDECIDED), "never, but not at all sizes": (never_converges("T", "M"), dict(T=(None, None), M=(100, 100, 100)), UNDECIDED),
+    "everywhere": (converges_everywhere("F", "M"), dict(F=(1, 2)), REPRODUCED), "at a size": (converges_everywhere("F", "M"), dict(F=(None, 2), M=(300, 2)), PARTLY), "nowhere": (converges_everywhere("F", "M"), dict(F=(None, None), M=(300, 2)), NOT_REPRODUCED),
+    "not yet at a size": (converges_everywhere("F", "M"), dict(F=(None, 2), M=(301, 2)), UNDECIDED), "not yet at one": (converges_everywhere("F", "M"), dict(F=(None, None), M=(301, 2)), UNDECIDED), "nor another": (converges_everywhere("F", "M"), dict(F=(None, 2), M=(None, 2)), UNDECIDED),
+    "at a size, and not yet at another": (converges_everywhere("F", "M"), dict(F=(None, None, 2), M=(301, 300, 2)), PARTLY),
+    "not run": (converges_everywhere("F", "M"), dict(M=(1, 2)), UNDECIDED), "run at one size": (converges_everywhere("F", "M"), dict(F=(1,)), UNDECIDED),
+    "not at all sizes": (converges_everywhere("F", "M"), dict(F=(1, 2), M=(1, 2, 3)), UNDECIDED), "not at all sizes, and not always": (converges_everywhere("F", "M"), dict(F=(None, 2), M=(1, 2, 3)), PARTLY),
+    "not at all sizes, and at none": (converges_everywhere("F", "M"), dict(F=(None, None), M=(1, 2, 3)), UNDECIDED), "never, but not at all sizes": (never_converges("T", "M"), dict(T=(None, None), M=(100, 100, 100)), UNDECIDED),
+    "never, with nothing to be patient with at one": (never_converges("T", "M"), dict(T=(None, None, None), M=(100, 100)), UNDECIDED), "never at one size": (never_converges("T", "M"), dict(T=(None,), M=(100,)), UNDECIDED), "never, but for the largest, which Mamba lacks": (never_converges("T", "M", True), dict(T=(None, None, 500), M=(100, 100)), REPRODUCED),
+    "falls, but not at all sizes": (sooner_with_size("M"), dict(M=(800, 400), T=(1, 1, 1)), UNDECIDED),
+    "as soon at one, too early at one": (as_soon_as("F", "M"), dict(F=(400, None), M=(200, 600)), UNDECIDED), "late at one, too early at one": (as_soon_as("F", "M"), dict(F=(401, None), M=(200, 600)), UNDECIDED),
+    "both, and too early at one": (as_soon_as("F", "M"), dict(F=(400, 401, None), M=(200, 200, 600)), PARTLY), "as soon, not run at one": (as_soon_as("F", "M"), dict(F=(400, 400), M=(200, 200, 200)), UNDECIDED),
+    "as soon, Mamba not run at one": (as_soon_as("F", "M"), dict(F=(400, 400, 400), M=(200, 200)), UNDECIDED), "as soon at one size": (as_soon_as("F", "M"), dict(F=(100,), M=(100,)), UNDECIDED),
+    "later, Mamba not run at the largest": (later_at_the_largest("F", "M", 2), dict(F=(900, 900, 900), M=(100, 100)), UNDECIDED),
     "always, but not at all sizes": (never_converges("T", "M"), dict(T=(800, 800), M=(100, 100, 100)), UNDECIDED), "at one, not at all sizes": (never_converges("T", "M"), dict(T=(None, 800), M=(100, 100, 100)), PARTLY),
 }
 
@@ -259,6 +268,21 @@ SOON = {
 def test_rules_of_convergence_at_their_edges(name):
     judge, rows, verdict = SOON[name]
     assert judge(medians_of(**rows))[0] == verdict
+
+
+ENDS = {
+    "a small run that ended early": (sooner_with_size("M"), {"M": [(None, 100), (400, 900)]}, UNDECIDED), "a large run that ended early": (sooner_with_size("M"), {"M": [(400, 900), (None, 300)]}, UNDECIDED),
+    "a large run that ended late": (sooner_with_size("M"), {"M": [(400, 900), (None, 400)]}, NOT_REPRODUCED),
+    "soon after another's end": (as_soon_as("F", "M"), {"F": [(400, 900), (400, 900)], "M": [(None, 200), (200, 900)]}, REPRODUCED), "long after another's end": (as_soon_as("F", "M"), {"F": [(401, 900), (400, 900)], "M": [(None, 200), (200, 900)]}, UNDECIDED),
+    "later than what ended early": (later_at_the_largest("F", "M", 2), {"F": [(400, 900), (400, 900)], "M": [(200, 900), (None, 200)]}, UNDECIDED), "sooner than what ended": (later_at_the_largest("F", "M", 2), {"F": [(400, 900), (400, 900)], "M": [(200, 900), (None, 201)]}, PARTLY),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_rules_of_convergence_where_runs_end_at_different_steps(name):
+    judge, rows, verdict = ENDS[name]
+    numbers = medians_of(**{model: [median for median, _ in row] for model, row in rows.items()})
+    assert judge(numbers.assign(steps_done=("label", [end for row in rows.values() for _, end in row])))[0] == verdict
 
 
 def test_claims_ask_experiments_that_exist_for_models_that_they_have():
@@ -385,9 +409,16 @@ def test_seeds_of_other_runs_are_not_seeds_that_did_not_learn():
         data = {"loss": (("seed", "step"), [[0.0 if at >= steps else 0.7 for at in (10, 20, 30)]] * n_seeds)}
         records[label] = xr.Dataset(data, {"seed": range(n_seeds), "step": [10, 20, 30]}, {"configuration": json.dumps(runs[label].to_dict())})
     row = compare_ways(disagreement_numbers(records), "parity_sets").iloc[0]
-    assert (row["first"], row.second, row.ratio, row.apart, row.known, row.bound) == (10, 20, 2, True, True, False)
+    assert (row["first"], row.second, row.ratio, row.apart, row.known, row.first_late, row.second_late) == (10, 20, 2, True, True, False, False)
     with pytest.raises(ValueError, match="no comparison has a record of both its ways: there are Mamba, Parity's coordinates: a set a prompt"): disagreement_numbers(dict(list(records.items())[:1]))
     with pytest.raises(ValueError, match="unknown comparison 'parity_set'.*mean 'parity_sets'"): way_label("parity_set", "Mamba", "a set a batch")
+
+
+def test_one_seed_shows_no_more_than_half():
+    judge = choice_matters("s4_norm")
+    two = measured("s4_norm", [[0.2, 0.2], [0.8, 0.8]])
+    assert judge(two)[0] == REPRODUCED and judge(two.isel(seed=[0]))[0] == PARTLY and "(one seed)" in judge(two.isel(seed=[0]))[1]
+    assert judge(measured("s4_norm", [[0.2, 0.2], [0.8, NAN]]))[0] == PARTLY
 
 
 def test_a_ratio_is_that_of_geometric_means():

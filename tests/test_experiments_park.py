@@ -12,7 +12,8 @@ import xarray as xr
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclrepro import experiments
-from iclrepro.claims import MARK_FAILED, FAILED_BELOW, MARK_GAP, MARK_SOLVED, SOLVED_FROM, end_errors, gained, mark, paper_marks, table_marks
+from iclrepro.claims import (FAILED_BELOW, MARK_FAILED, MARK_GAP, MARK_SOLVED, NOT_REPRODUCED, PARTLY, REPRODUCED, SOLVED_FROM, UNDECIDED, comparable_within, end_errors, gained, mark, marks_agree, paper_marks, solves,
+                             table_marks)
 from iclrepro.cli import draw
 from iclrepro.experiments import (EXPERIMENTS, MOST_WINDOWS, OUTLIER_STUDIES, REGRESSION_STUDIES, STUDY_TITLES, TABLE_MODELS, TABLE_STUDIES, TASK_SIZES, TIERS, by_study, collect, experiment_runs,
                                   Settings, learning_curves, no_context, not_run, printed_error, study_at, task_runs)
@@ -146,6 +147,26 @@ def test_what_the_papers_models_reach(study, expected):
 
 def test_models_are_named_in_the_papers_order():
     assert table_marks(stored({"Least squares": 0.0, "MambaFormer": 0.1, "Mamba": 0.1, "Transformer": 0.1}, 2.0)).who.tolist() == ["Transformer", "Mamba", "MambaFormer"]
+
+
+@pytest.mark.parametrize("tier, verdict", [("gpu", UNDECIDED), ("paper", NOT_REPRODUCED)])
+def test_the_best_of_beginners_has_solved_nothing(tier, verdict):
+    "Three who are alike and far from what the papers' models reach: marks would have them solve it, and after the paper's own training, too, nobody has."
+    numbers = stored(dict.fromkeys(("Transformer", "Mamba", "MambaFormer"), 0.9), 2.0, printed=0.1).assign_attrs(tier=tier).assign_coords(study=["relu_network"])
+    assert set(table_marks(numbers).mark) == {MARK_SOLVED}
+    for judge in (marks_agree("relu_network"), solves("MambaFormer", ["relu_network"])):
+        got, evidence = judge(numbers)
+        assert got == verdict and "at this tier" in evidence
+
+
+@pytest.mark.parametrize("spent, loss, verdict", [(9e16, 0.25, REPRODUCED), (9e16, 1.0, PARTLY), (9e16, 1.9, UNDECIDED), (1e17, 1.9, NOT_REPRODUCED), (2e17, 1.9, NOT_REPRODUCED)])
+def test_a_run_that_has_arithmetic_left_has_not_failed(spent, loss, verdict):
+    "Another has come from 2 to 0.2 by its end. What is reached at the limit or beyond does not count, but that it was reached does."
+    numbers = stored({"Transformer": 0.1, "MambaFormer": 0.1}, 2.0).assign(dim=("study", [1]))
+    curves = xr.Dataset({"loss": (("study", "model", "seed", "step"), [[[[2.0, 1.0, 0.2]], [[2.0, loss, loss]]]]), "flops": (("study", "model", "step"), [[[1e16, 2e16, 3e16], [1e16, 5e16, spent]]])},
+                        {"model": ["Transformer", "MambaFormer"], "step": [1, 2, 3]})
+    got, evidence = comparable_within("MambaFormer", "decision_tree")(numbers.merge(curves))
+    assert got == verdict, evidence
 
 
 def test_the_best_yardstick_counts():

@@ -205,6 +205,16 @@ def test_higher_is_every_seed_higher(ours, theirs, verdict):
     assert settled_accuracy(numbers, "MambaFormer") == pytest.approx(list(ours)) and settled_accuracy(numbers, "2-gram") == pytest.approx([0.6])
 
 
+def test_one_seed_is_not_every_seed():
+    curves = {who: falling(90) for who in ("MambaFormer", "Transformer", "Mamba")}
+    numbers = spoken({"MambaFormer": (0.99,), "Transformer": (0.9,), "Mamba": (0.5,), "2-gram": (0.6,)}, curves)
+    assert faster_and_higher("higher")(numbers)[0] == PARTLY
+
+
+def test_languages_are_compared_in_two_ways_only():
+    with pytest.raises(ValueError, match="unknown comparison 'hihger'.*mean 'higher'"): faster_and_higher("hihger")
+
+
 def steps_by_hand(numbers, who):
     "Loops over steps and seeds: a mean over the last twentieth, its first value at the level, the latest of all seeds."
     def smooth(name):

@@ -43,7 +43,7 @@ pd.DataFrame({label: {"task": config.train.task.name, "pattern": config.train.mo
 # %% [markdown]
 # ## Two ways each
 #
-# The ratio is that of the second way to the first: of geometric means over seeds, or of medians of steps. *Apart* says whether all seeds of one way lie on the same side of all of the other's; *known*, whether there was anything learnt that could differ; *bound*, whether a run ended before it had learnt, so that the true ratio is further from 1.
+# The ratio is that of the second way to the first: of geometric means over seeds, or of medians of steps. *Apart* says whether all seeds of one way lie on the same side of all of the other's; *known*, whether there was anything learnt that could differ; *late*, whether a way's run ended before it had learnt, so that the true ratio is further from 1.
 
 # %%
 numbers = disagreement_numbers(records).assign_attrs(**standing_on(settings, records))
@@ -60,8 +60,7 @@ assert set(numbers["label"].values) <= set(records)
 # %%
 base_model = lambda model: model if model in MODEL_COLOURS else model.split(",")[0]
 points = numbers["value"].to_dataframe().reset_index().merge(numbers[["comparison", "model", "way", "steps_done"]].to_dataframe().reset_index(), on="label")
-own = {(label, seed) for label, record in records.items() for seed in config_of(record).train.seeds}
-points = points[[pair in own for pair in zip(points.label, points.seed)]]
+points = points[[seed in config_of(records[label]).train.seeds for label, seed in zip(points.label, points.seed)]]  # others have other seeds
 points["reached"] = points.value.notna() | (points.comparison.map(lambda name: COMPARISONS[name].measure) != "steps")
 points = points[~(points.reached & points.value.isna())].assign(value=lambda rows: rows.value.fillna(rows.steps_done), colour=lambda rows: rows.model.map(base_model))
 shown = list(dict.fromkeys(points.colour))
@@ -87,7 +86,7 @@ def panel(name):
               marks.transform_filter("!datum.reached").mark_point(shape="triangle-up", size=60)]
     sizes = means[(means.way == list(comparison.ways)[1]) & (means.model != means.colour)].assign(size=lambda rows: rows.model.str.split(", ", n=1).str[-1])
     if len(sizes): layers.append(alt.Chart(apart(sizes, chosen.value)).mark_text(align="left", dx=9, fontSize=9).encode(x=x, y=y, color=colour, text="size:N"))
-    factors = ", ".join(dict.fromkeys(f"{'' if row.known else '('}{row.ratio:.2g}{' or further' if row.bound else ''}{'' if row.known else ')'}" for _, row in rows.iterrows()))
+    factors = ", ".join(dict.fromkeys(f"{'' if row.known else '('}{row.ratio:.2g}{' or further' if row.first_late or row.second_late else ''}{'' if row.known else ')'}" for _, row in rows.iterrows()))
     return alt.layer(*layers).properties(width=150, height=150, title=alt.TitleParams([comparison.title, f"ratio {factors}"], fontSize=12, anchor="start"))
 
 

@@ -1,6 +1,7 @@
 """What an experiment is made of: studies and their runs, yardsticks that are asked once, and what a stored figure rests on."""
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import numpy as np
@@ -167,3 +168,15 @@ def test_runs_of_experiments_that_are_told_one_by_one():
     some = ("sparse_parity", "linear_regression")
     one_by_one = runs_at("smoke", (name for name in some))
     assert one_by_one == {run.folder: run for name in some for run in experiment_runs(name, "smoke").values()} and len(one_by_one) < len(runs_at("smoke"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_reader_sees_the_figure_and_the_verdicts_that_are_stored(name):
+    "The outputs of a notebook in the project are of tier laptop. SVG is compared by its texts: the numbers of its clips differ from drawing to drawing."
+    texts = lambda svg: [text for text in ElementTree.fromstring(svg).itertext() if text.strip()]
+    notebook = json.loads((ROOT / "nbs" / "experiments" / f"{name}.ipynb").read_text())
+    shown = [output.get("data", {}) for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert texts((ROOT / COMMITTED / name / "laptop.svg").read_text()) in [texts("".join(data["image/svg+xml"])) for data in shown if "image/svg+xml" in data]
+    table, = (html for html in ("".join(data.get("text/html", "")) for data in shown) if "<th>verdict</th>" in html)
+    stored = json.loads((ROOT / COMMITTED / name / "laptop.verdicts.json").read_text())
+    assert re.findall(r"<th>\d+</th>" + r"\s*<td>[^<]*</td>" * 2 + r"\s*<td>([^<]*)</td>", table) == [verdict["verdict"] for verdict in stored.values()]

@@ -199,6 +199,7 @@ def stays_behind(who: str, reference: str, bound: float) -> Judge:
         ours, theirs = (score_at(numbers, name, k, "isotropic") for name in (who, reference))
         evidence = f"squared error / d after {k} examples of isotropic inputs: {who} {ours:.3g}, {reference} {theirs:.3g}"
         if not theirs < bound / 2: return UNDECIDED, evidence + f"; {reference} itself has not come below {bound / 2:g}"
+        if ours >= bound and numbers.attrs.get("tier") != "paper": return UNDECIDED, evidence + "; with as much training as the paper's it may learn yet"
         return (REPRODUCED if ours >= bound else PARTLY if ours >= 3 * theirs else NOT_REPRODUCED), evidence
     return judge
 
@@ -385,7 +386,7 @@ CLAIMS.update({
                                        _REACHES.format(1e-3), "gpu", reaches(_POSITIONLESS, 1e-3)),
     "skewed_mamba_learns": Claim("Trained on skewed inputs, Mamba solves linear regression at the training length", f"{_FIG1}a", "grazzi_shifts", _REACHES.format(6e-3), "gpu", reaches("Mamba", 6e-3)),
     "skewed_s4_does_not_learn": Claim("Trained on skewed inputs, S4 does not solve linear regression", f"{_FIG1}a", "grazzi_shifts",
-                                      "reproduced if its error on isotropic inputs at the training length is at least 0.05, half of the paper's best run; partly if it is at least 3 times Mamba's; undecided if Mamba's is not below 0.025",
+                                      "reproduced if its error on isotropic inputs at the training length is at least 0.05, half of the paper's best run; partly if it is smaller and at least 3 times Mamba's; undecided if Mamba's is not below 0.025, or if S4's is as large after less training than the paper's",
                                       "gpu", stays_behind("S4", "Mamba", 0.05)),
     "skewed_mamba_degrades": Claim("Trained on skewed inputs, Mamba degrades substantially beyond the training length", f"{_FIG1}a, section 3.1", "grazzi_shifts", _DEGRADES, "laptop", degrades("Mamba", "isotropic")),
     "skewed_mamba_degrades_as_trained": Claim("It does so also on skewed inputs, as the caption has it", f"our question; {_FIG1}a draws isotropic inputs", "grazzi_shifts", _DEGRADES, "laptop", degrades("Mamba", "none")),
@@ -1007,6 +1008,11 @@ def missing(numbers: xr.Dataset, *wanted: tuple[str, str]) -> str:
 SOLVED, BEGUN = 0.05, 0.2  # of the error without information: learnt; learnt a good deal
 
 
+def _failure(numbers: xr.Dataset) -> str:
+    "The verdict on a model that has failed: after less training than the paper's it may learn yet."
+    return NOT_REPRODUCED if numbers.attrs.get("tier") == "paper" else UNDECIDED
+
+
 def chain_end(numbers: xr.Dataset, study: str, model: str) -> xr.Dataset:
     "Value, low and high of a chain of thought after the last example, as shares of the error without information."
     at_end = numbers[["value", "low", "high"]].sel(who=label_of(numbers, study, model), shift="none", examples=numbers.attrs["trained_to"])
@@ -1021,7 +1027,7 @@ def learns_chain(model: str) -> Judge:
         evidence = "error / d after the last example: " + ", ".join(f"{name} {with_bounds(at_end)}" for name, at_end in present.items())
         if not min(float(at_end["value"]) for at_end in present.values()) < BEGUN: return UNDECIDED, evidence + f"; none has come below {BEGUN}"
         error = float(present[model]["value"])
-        return (REPRODUCED if error <= SOLVED else PARTLY if error < BEGUN else NOT_REPRODUCED), evidence
+        return (REPRODUCED if error <= SOLVED else PARTLY if error < BEGUN else _failure(numbers)), evidence
     return judge
 
 
@@ -1067,7 +1073,7 @@ def recalls(model: str, study: str = "vector_mqar") -> Judge:
         evidence = "squared error / d: " + ", ".join(f"{name} {with_bounds(end)}" for name, end in present.items())
         if not min(float(end["value"]) for end in present.values()) < FAILED: return UNDECIDED, evidence + f"; none has come below {FAILED}"
         error = float(present[model]["value"])
-        return (REPRODUCED if error <= SOLVED else PARTLY if error < FAILED else NOT_REPRODUCED), evidence
+        return (REPRODUCED if error <= SOLVED else PARTLY if error < FAILED else _failure(numbers)), evidence
     return judge
 
 
@@ -1078,6 +1084,7 @@ def fails_to_recall(model: str, study: str = "vector_mqar") -> Judge:
         ours, reference = (recall_end(numbers, study, name) for name in (model, "transformer"))
         evidence = f"squared error / d: {model} {with_bounds(ours)}, transformer {with_bounds(reference)}"
         if not reference["value"] <= SOLVED: return UNDECIDED, evidence + f"; the Transformer itself has not come to {SOLVED}"
+        if ours["value"] >= FAILED and _failure(numbers) == UNDECIDED: return UNDECIDED, evidence + "; with as much training as the paper's it may learn yet"
         return (REPRODUCED if ours["value"] >= FAILED else PARTLY if ours["value"] > SOLVED else NOT_REPRODUCED), evidence
     return judge
 
@@ -1145,10 +1152,10 @@ def faster_and_higher(what: str) -> Judge:
 
 # %% ../nbs/13l_claims_recall.ipynb #c7853283
 _CHAIN, _MQAR, _LANGUAGES = "Park et al., chain-of-thought figure", "Park et al., Table 1", "Park et al., second version"
-_LEARNS_CHAIN = f"reproduced if its squared error after the last example is at most {SOLVED} d; partly if it is below {BEGUN} d; speaks once any model is below {BEGUN} d"
+_LEARNS_CHAIN = f"reproduced if its squared error after the last example is at most {SOLVED} d; partly if it is below {BEGUN} d; if not, undecided after less training than the paper's; speaks once any model is below {BEGUN} d"
 _BELOW = f"reproduced if its error after the last example is below the other's with disjoint intervals; partly if only the means are in order; speaks once the better is below {BEGUN} d"
-_RECALLS = f"reproduced if its squared error / d is at most {SOLVED}; partly if it is below {FAILED}; speaks once any model is below {FAILED}"
-_FAILS = f"reproduced if its squared error / d is at least {FAILED}; partly if it is above {SOLVED}; speaks once the Transformer is at most at {SOLVED}"
+_RECALLS = f"reproduced if its squared error / d is at most {SOLVED}; partly if it is below {FAILED}; if not, undecided after less training than the paper's; speaks once any model is below {FAILED}"
+_FAILS = f"reproduced if its squared error / d is at least {FAILED} after the paper's own training, undecided if after less; partly if it is above {SOLVED}; speaks once the Transformer is at most at {SOLVED}"
 
 CLAIMS |= {
     "transformer_learns_chain": Claim("A Transformer learns networks in context from a chain of thought", "Park et al., Table 1", "park_chain_of_thought", _LEARNS_CHAIN, "gpu", learns_chain("transformer")),

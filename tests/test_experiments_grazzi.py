@@ -148,7 +148,8 @@ EDGES = {
                                  + [(stored({NOPE: {1: 1.01e-2}}).assign_attrs(tier="gpu"), UNDECIDED)],
     "skewed_mamba_learns": [(stored({"Mamba": {1: error}}), verdict) for error, verdict in ((6e-3, REPRODUCED), (6.1e-3, PARTLY), (0.061, NOT_REPRODUCED))],
     "skewed_s4_does_not_learn": [(stored({"S4": {1: s4}, "Mamba": {1: mamba}}), verdict)
-                                 for s4, mamba, verdict in ((0.05, 0.0249, REPRODUCED), (0.0499, 0.01, PARTLY), (0.029, 0.01, NOT_REPRODUCED), (0.9, 0.025, UNDECIDED), (0.9, 0.9, UNDECIDED))],
+                                 for s4, mamba, verdict in ((0.05, 0.0249, REPRODUCED), (0.0499, 0.01, PARTLY), (0.029, 0.01, NOT_REPRODUCED), (0.9, 0.025, UNDECIDED), (0.9, 0.9, UNDECIDED))]
+                                + [(stored({"S4": {1: s4}, "Mamba": {1: 0.01}}).assign_attrs(tier="gpu"), verdict) for s4, verdict in ((0.05, UNDECIDED), (0.0499, PARTLY), (0.029, NOT_REPRODUCED))],
     "skewed_mamba_degrades": [(stored({"Mamba": {1: 0.01, 4: beyond}}), verdict) for beyond, verdict in ((0.1, REPRODUCED), (0.099, PARTLY), (0.029, NOT_REPRODUCED))] + [(stored({"Mamba": {1: 0.05, 4: 9}}), UNDECIDED)],
     "skewed_order_beyond": [(stored({NOPE: {1: 0.01, 2: t2, 4: t4}, "Mamba": {1: 0.01, 2: m2, 4: m4}, "S4": {1: 0.1, 2: 1, 4: 2}}), verdict) for t2, t4, m2, m4, verdict in (
         (0.1, 0.2, 0.5, 0.6, REPRODUCED), (0.1, 0.2, 0.5, 1.6, REPRODUCED), (0.1, 0.2, 0.5, 1.7, PARTLY), (0.1, 0.2, 0.12, 0.6, PARTLY), (0.1, 0.2, 0.5, 2.1, PARTLY), (0.62, 0.2, 0.5, 0.6, NOT_REPRODUCED), (0.6, 0.2, 0.5, 0.6, UNDECIDED))] + [(stored({NOPE: {1: 0.2, 2: 0.1, 4: 0.1}, "Mamba": {1: 0.01, 2: 1, 4: 1}, "S4": {1: 0.1, 2: 1, 4: 2}}), UNDECIDED)],

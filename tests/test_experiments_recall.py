@@ -98,7 +98,7 @@ def test_new_languages_are_none_of_the_pool():
     assert len(begun(pool.sample(Draws(5), 64))) <= 3 * pool.max_edges < len(begun(context))
 
 
-def invented(errors, half_width=0.0, dim=1.0, trained_to=3, tier="gpu"):
+def invented(errors, half_width=0.0, dim=1.0, trained_to=3, tier="paper"):
     "Stored numbers: {(study, model): error after every number of examples}."
     labels, dims = [f"{model} of {study}" for study, model in errors], ("who", "shift", "examples")
     value = np.array(list(errors.values()), dtype=float)[:, None, None] * np.ones((1, 1, trained_to + 1))
@@ -147,6 +147,13 @@ def recall(transformer, mamba, narrow=1.0): return chain(transformer, mamba, "ve
 def test_recall_and_its_failure(transformer, mamba, of_transformer, of_failure):
     numbers = invented(recall(transformer, mamba))
     assert recalls("transformer")(numbers)[0] == of_transformer and fails_to_recall("mamba")(numbers)[0] == of_failure
+
+
+def test_a_failure_is_known_after_as_much_training_as_the_papers():
+    for rule, errors, known in ((recalls("transformer"), recall(0.5, 0.4999), NOT_REPRODUCED), (fails_to_recall("mamba"), recall(0.05, 0.5), REPRODUCED), (learns_chain("mamba"), chain(0.01, 0.2), NOT_REPRODUCED)):
+        assert [rule(invented(errors, tier=tier))[0] for tier in TIERS] == [UNDECIDED] * 3 + [known]
+    for rule, errors, known in ((recalls("transformer"), recall(0.4999, 0.9), PARTLY), (fails_to_recall("mamba"), recall(0.05, 0.4999), PARTLY), (fails_to_recall("mamba"), recall(0.05, 0.05), NOT_REPRODUCED)):
+        assert rule(invented(errors, tier="gpu"))[0] == known  # no training takes back what has been learnt
 
 
 @pytest.mark.parametrize("wide, narrow, half_width, verdict", [

@@ -1,5 +1,6 @@
 """The smoke tier of everything, made once for all tests by the real commands, in processes of their own."""
 import os
+import re
 import signal
 import subprocess
 import time
@@ -31,10 +32,21 @@ def finished(process, seconds=600):
 def reproduce(root): return start("iclrepro", "reproduce", "--tier", "smoke", "--root", root)
 
 
+PART = re.compile(r"\.(.+\.)?[0-9a-f]{32}(\..+)?")  # what a process that was killed while it wrote a file leaves beside it
+
+
 def states(root):
-    "When each file below a root was written, but for logs."
+    "When each file below a root was written, but for logs and parts of files."
     return {path.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in sorted(Path(root).rglob("*"))
-            if path.is_file() and not path.is_relative_to(Path(root) / ".snakemake") and path.name not in (".writable", "snakemake.log")}
+            if path.is_file() and not path.is_relative_to(Path(root) / ".snakemake") and path.name not in (".writable", "snakemake.log") and not PART.fullmatch(path.name)}
+
+
+def leave_parts(root, kill):
+    "Beside files of each kind what a kill in the middle of their writing leaves, which a kill seldom hits by itself."
+    for name in kill:
+        path = Path(root) / name
+        if path.parent.name == "baselines" or path.name in ("record.nc", "config.json", "checkpoint.pt", "cost.json"): path.with_name(f".{path.name}.{'0a' * 16}").write_bytes(b"CDF")
+        elif path.suffix == ".svg": path.with_name(f".{'0b' * 16}.{path.name}").write_bytes(b"<svg")
 
 
 def changed(before, after): return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
@@ -75,4 +87,5 @@ def smoke(tmp_path_factory):
         while alive(process.pid) and time.monotonic() < deadline: time.sleep(0.05)
         survivors += alive(process.pid)
         kills.append(states(root))
+        leave_parts(root, kills[-1])
     return Smoke(root, kills, survivors, *finished(reproduce(root)))

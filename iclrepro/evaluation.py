@@ -66,7 +66,8 @@ Examinee = Callable[[Prompt, Prompt | None, list[int]], Tensor]  # context, quer
 
 
 def spread(n: int, count: int = 12) -> tuple[int, ...]:
-    "About `count` numbers of examples between 0 and n - 1, evenly spread on a logarithmic axis: where each costs a pass."
+    "About `count` numbers of examples between 0 and n - 1, evenly spread on a logarithmic axis: where each costs a pass. Raises `ValueError` for n below 1 or a count below 2."
+    if n < 1 or count < 2: raise ValueError(f"{count} of {n} numbers of examples: there must be at least 2 of at least 1")
     return tuple(sorted({round((n ** (i / (count - 1))) - 1) for i in range(count)}))
 
 

@@ -25,7 +25,7 @@ from iclrepro.claims import (CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECID
                              ledger, save_verdicts, to_markdown)
 from iclrepro.cli import examined, keep, main, override, redraw_one
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
-from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, published
+from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, headline, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
 from iclrepro.prompts import Draws, Prompt
 from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset, save_record, write_atomically
@@ -250,10 +250,26 @@ def test_spread_covers_all_sizes_of_context(n):
     assert asked[0] == 0 and asked[-1] == n - 1 and list(asked) == sorted(set(asked)) and len(asked) <= 12
 
 
+@pytest.mark.parametrize("n, count", [(0, 12), (-3, 12), (9, 1)])
+def test_nothing_is_not_spread(n, count):
+    with pytest.raises(ValueError, match=f"{count} of {n} numbers of examples: there must be at least 2 of at least 1"): spread(n, count)
+
+
 @pytest.mark.parametrize("name", ["grazzi_fig8", "park_parity_accuracy"])
 def test_the_papers_numbers_are_there(name):
     table = published(name)
     assert {"model", "examples"} < set(table.columns) and len(table) > 3 and table.drop(columns="model").select_dtypes("number").notna().all(axis=None)
+
+
+def test_what_a_paper_has_no_table_of_is_refused():
+    with pytest.raises(ValueError, match=r"unknown table of a paper 'grazzi_fig9': choose one of .*park_cot, .*Did you mean 'grazzi_fig8'\?"): published("grazzi_fig9")
+
+
+def test_a_headline_asks_for_what_there_is():
+    numbers = xr.Dataset({"value": (("who", "shift", "examples"), [[[0.5, 0.25], [2.0, 1.0]]])}, {"who": ["Mamba"], "shift": ["none", "skewed"], "examples": [0, 4]})
+    assert headline(numbers, {"before": ("none", 0), "after": ("skewed", 4)}).to_dict("list") == {"before": [0.5], "after": [1.0]}
+    with pytest.raises(ValueError, match="unknown shift 'skewd': choose one of none, skewed. Did you mean 'skewed'"): headline(numbers, {"after": ("skewd", 4)})
+    with pytest.raises(ValueError, match="'after' asks for 5 examples: choose one of 0, 4"): headline(numbers, {"after": ("none", 5)})
 
 
 GOOD = {"tier": "smoke", "root": "results", "device": "cpu", "train_missing": True}

@@ -109,6 +109,8 @@ def test_drawn_examples_leave_no_wide_gap(n, all_to):
     assert drawn == sorted(set(drawn)) and drawn[0] == 0 and drawn[-1] == n - 1 and set(range(min(n, all_to + 1))) <= set(drawn)
     assert all((b + 1) / (a + 1) < 1.3 for a, b in pairwise(drawn) if a > 3)
 
+    with pytest.raises(ValueError, match="of 0 numbers of examples"): drawn_examples(0, all_to)
+
 
 def test_what_the_caption_says_is_measured_independently(tmp_path):
     "Minimum-norm least squares by numpy's pseudo-inverse, on inputs whose covariance is made from its eigenvalues."

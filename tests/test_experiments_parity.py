@@ -12,7 +12,7 @@ import xarray as xr
 from iclrepro.baselines import parity_bayes
 from iclrepro.claims import CLAIMS, NOT_REPRODUCED, PARTLY, REPRODUCED, UNDECIDED, as_soon_as, choice_matters, converges_everywhere, later_at_the_largest, never_converges, reaches_bayes, sooner_with_size, stays_at_prior, stays_between
 from iclrepro.experiments import (COMMITTED, COMPARISONS, EXPERIMENTS, LARGE_POSITIONS, PARITY_GRID, TASK_SIZES, TIERS, bayes_loss, compare_ways, config_of, context_free_loss, convergence_numbers, convergence_runs, convergence_steps, counted_parameters,
-                                  disagreement_numbers, experiment_runs, learnt_loss, median_steps, project_root, published, task_runs, way_label)
+                                  disagreement_numbers, experiment_runs, learnt_loss, marks_of_ways, median_steps, project_root, published, task_runs, way_label)
 from iclrepro.models import SIZES, TITLES, build_model
 from iclrepro.presets import preset
 from iclrepro.prompts import Draws
@@ -408,7 +408,15 @@ def test_seeds_of_other_runs_are_not_seeds_that_did_not_learn():
                                   ("Standard Hybrid, 1 x 8, Standard Hybrid's positions: small", 20, 5), ("Standard Hybrid, 1 x 8, Standard Hybrid's positions: as released", 20, 5)):
         data = {"loss": (("seed", "step"), [[0.0 if at >= steps else 0.7 for at in (10, 20, 30)]] * n_seeds)}
         records[label] = xr.Dataset(data, {"seed": range(n_seeds), "step": [10, 20, 30]}, {"configuration": json.dumps(runs[label].to_dict())})
-    row = compare_ways(disagreement_numbers(records), "parity_sets").iloc[0]
+    numbers = disagreement_numbers(records)
+    row = compare_ways(numbers, "parity_sets").iloc[0]
+    marks = marks_of_ways(numbers, records)
+    assert marks.groupby("label").seed.apply(list).to_dict() == {label: list(range(record.sizes["seed"])) for label, record in records.items()} and marks.reached.all()
+    late = records["Mamba, Parity's coordinates: a set a batch"]
+    late["loss"][1] = 0.7
+    marks = marks_of_ways(disagreement_numbers(records), records)
+    assert marks[~marks.reached][["model", "comparison", "way", "seed", "value"]].values.tolist() == [["Mamba", "parity_sets", 1, 1, 30]]
+    with pytest.raises(ValueError, match="unknown run .*Standard Hybrid, 1 x 8.*: choose one of Mamba"): marks_of_ways(numbers, dict(list(records.items())[:2]))
     assert (row["first"], row.second, row.ratio, row.apart, row.known, row.first_late, row.second_late) == (10, 20, 2, True, True, False, False)
     with pytest.raises(ValueError, match="no comparison has a record of both its ways: there are Mamba, Parity's coordinates: a set a prompt"): disagreement_numbers(dict(list(records.items())[:1]))
     with pytest.raises(ValueError, match="unknown comparison 'parity_set'.*mean 'parity_sets'"): way_label("parity_set", "Mamba", "a set a batch")

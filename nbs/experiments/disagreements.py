@@ -29,7 +29,7 @@ import pandas as pd
 
 from iclrepro.charts import MODEL_COLOURS, in_rows, publish, use_svg, with_face
 from iclrepro.claims import CHANGE, judge_all, ledger, save_verdicts
-from iclrepro.experiments import COMPARISONS, MEASURES, collect, compare_ways, config_of, costs, disagreement_numbers, left_out, standing_on
+from iclrepro.experiments import COMPARISONS, MEASURES, collect, compare_ways, config_of, costs, disagreement_numbers, left_out, marks_of_ways, standing_on
 use_svg()
 
 # %% [markdown]
@@ -59,10 +59,7 @@ assert set(numbers["label"].values) <= set(records)
 
 # %%
 base_model = lambda model: model if model in MODEL_COLOURS else model.split(",")[0]
-points = numbers["value"].to_dataframe().reset_index().merge(numbers[["comparison", "model", "way", "steps_done"]].to_dataframe().reset_index(), on="label")
-points = points[[seed in config_of(records[label]).train.seeds for label, seed in zip(points.label, points.seed)]]  # others have other seeds
-points["reached"] = points.value.notna() | (points.comparison.map(lambda name: COMPARISONS[name].measure) != "steps")
-points = points[~(points.reached & points.value.isna())].assign(value=lambda rows: rows.value.fillna(rows.steps_done), colour=lambda rows: rows.model.map(base_model))
+points = marks_of_ways(numbers, records).assign(colour=lambda rows: rows.model.map(base_model))
 shown = list(dict.fromkeys(points.colour))
 colour = alt.Color("colour:N", title=None, scale=alt.Scale(domain=shown, range=[MODEL_COLOURS[model] for model in shown]), legend=alt.Legend(labelLimit=260))
 

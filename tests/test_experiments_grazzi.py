@@ -197,6 +197,11 @@ def test_comparable_under_four_of_five_shifts(far, verdict):
     numbers = stored({"Mamba": {1: mamba | {"isotropic": 0.01}}, NOPE: {1: dict.fromkeys(shifts, 0.01)}, "Least squares": {0: zero, 1: 0}}, shifts=shifts)
     got, evidence = CLAIMS["skewed_mamba_comparable_when_shifted"].judge(numbers)
     assert got == verdict, evidence
+    assert "(after" not in evidence
+    before = numbers.copy(deep=True)  # some shifts are asked with other numbers of examples
+    at = lambda k: dict(who=["Mamba", NOPE], shift="orthants", examples=k)
+    before["value"].loc[at(0)], before["value"].loc[at(8)] = before["value"].loc[at(8)], np.nan
+    assert CLAIMS["skewed_mamba_comparable_when_shifted"].judge(before) == (got, evidence.replace(", inputs times", " (after 0 examples), inputs times"))
 
 
 def test_panels_hold_their_records(tmp_path):

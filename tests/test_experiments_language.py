@@ -205,7 +205,7 @@ def test_the_papers_own_verdicts():
     assert means["Pythia 2.8B"] > means["Pythia 12B"] > means["Pythia 6.9B"] and said["language_improves_with_size_paper"][0] == PARTLY
     assert said["language_tasks_counted"] == (NOT_REPRODUCED, "tasks with an accuracy: 18")
     assert said["language_examples_help_as_drawn_paper"][0] == REPRODUCED and said["language_examples_help_paper"][0] == PARTLY and "RWKV 0.43B" in said["language_examples_help_paper"][1].partition(", but")[0].rsplit(";", 1)[1]
-    assert said["language_tasks_make_the_rise_paper"][0] == REPRODUCED and "left: 33%" in said["language_tasks_make_the_rise_paper"][1]
+    assert said["language_tasks_make_the_rise_paper"][0] == REPRODUCED and said["language_tasks_make_the_rise_paper"][1].endswith("; left: 33% (Mamba 0.37B 43%, Mamba 2.80B 77%, RWKV 0.43B 4%, RWKV 3B 39%)")
     for name, (verdict, _) in said.items():
         if name.endswith("_ours"): assert verdict == UNDECIDED
 

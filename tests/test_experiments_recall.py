@@ -218,6 +218,11 @@ def test_one_seed_is_not_every_seed():
     assert faster_and_higher("higher")(numbers)[0] == PARTLY
 
 
+def test_what_longer_counts_reach_is_said():
+    numbers = spoken({"MambaFormer": (0.99, 0.99), "Transformer": (0.9, 0.9), "Mamba": (0.5, 0.5), "2-gram": (0.6,), "3-gram": (0.97,)}, {who: falling(90, 90) for who in ("MambaFormer", "Transformer", "Mamba")})
+    for what in ("higher", "faster"): assert faster_and_higher(what)(numbers)[1].endswith("MambaFormer 0.990, Transformer 0.900, Mamba 0.500, 2-gram 0.600, 3-gram 0.970")
+
+
 def test_languages_are_compared_in_two_ways_only():
     with pytest.raises(ValueError, match="unknown comparison 'hihger'.*mean 'higher'"): faster_and_higher("hihger")
 

@@ -10,7 +10,7 @@
 # # Simple tasks in words, by number of examples
 # > From one example to 256: what more of them do for a language model, and what the tasks do that cannot be asked any more. Grazzi et al., Fig. 7.
 #
-# **The claim.** More examples help. Whether most of the rise beyond 16 examples is due to the tasks that drop out of the mean, because an alphabet has no 33 letters, is our own question.
+# **The claim.** More examples help. Whether most of the rise beyond 16 examples is due to the tasks that drop out of the mean, because an alphabet has no 33 letters or a run was not completed, is our own question.
 #
 # The paper's numbers are drawn both ways, over whichever tasks were asked and over those that were asked everywhere; beside them stands what we measure on pretrained models. To ask another model, give its name: `-p models state-spaces/mamba-2.8b-hf`, with `-p download True` if its weights may be fetched.
 

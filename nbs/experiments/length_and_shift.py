@@ -38,7 +38,7 @@ use_svg()
 # %% [markdown]
 # ## The runs and their exams
 #
-# These are the runs of [linear_regression](linear_regression.ipynb); but for the laptop tier there is one more, the Transformer without positions. Each exam has 1280 prompts (fewer at the smoke tier).
+# These are the runs of [linear_regression](linear_regression.ipynb); but for the laptop tier there is one more, the Transformer without positions. Each exam asks as many prompts as the paper's at the tiers gpu and paper, and fewer below.
 
 # %%
 runs = experiment_runs(settings.experiment, settings.tier)

@@ -63,7 +63,7 @@ lines + alt.Chart(pd.DataFrame({"loss": [floor]})).mark_rule(strokeDash=[3, 3]).
 # %% [markdown]
 # ## Error by number of in-context examples
 #
-# Three baselines see the same 1280 prompts. Least squares is exact from $d$ examples on; averaging, $\hat w = \frac1k \sum_i y_i x_i$, and three nearest neighbours are what a model could do without solving equations.
+# Three baselines see the same prompts as the models. Least squares is exact from $d$ examples on; averaging, $\hat w = \frac1k \sum_i y_i x_i$, and three nearest neighbours are what a model could do without solving equations.
 
 # %%
 baselines = {"Least squares": "least_squares", "3 nearest neighbours": "nearest_neighbours", "Averaging": "averaging"}

@@ -34,7 +34,7 @@ use_svg()
 # %% [markdown]
 # ## The runs
 #
-# All train on prompts of which every one has its own pair of coordinates, as the text describes the task; the released code draws one for all prompts of a batch, a far noisier lesson ([what the disagreements change](disagreements.ipynb)). A run ends as soon as all its seeds have learnt.
+# All train on prompts of which every one has its own pair of coordinates, as the text describes the task; the released code draws one for all prompts of a batch, a far noisier lesson ([what the disagreements change](disagreements.ipynb)). A run ends early once the losses of all its seeds are well below the threshold of having learnt.
 
 # %%
 records = collect(settings, partly=True)

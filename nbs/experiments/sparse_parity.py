@@ -102,7 +102,7 @@ theirs = theirs[theirs.who.isin(list(records)) & (theirs.examples <= last)] if t
 note = {"smoke": "This tier's models are far too small and short to learn parity.", "laptop": f"A far easier task than the paper's (d {task.dim} instead of 10): no evidence that a model cannot learn it."}.get(settings.tier, "Dashed, coloured: Park et al.")
 smaller = [f"Models: {beside}; ours is one of the {len(grid)} sizes of its figure of convergence."] if task.dim == 10 and (beside := size_beside_paper("sparse_parity", settings.tier)) else []
 stop = next(iter(runs.values())).train.stop_below
-stopped = [f"Training ended at a loss of {stop:.3f}, before a model is as good early on as it would become."] if stop else []
+stopped = [f"Training ends early at a loss of {stop:.3f}, before a model is as good early on as it would become."] if stop else []
 rows, mean = score_rows(numbers, [*records, "Bayes"], ["none"]), numbers["value"].sel(shift="none", examples=slice(0, last))
 chart = score_chart(rows, last, "accuracy", published=theirs, y_domain=(0.4, 1.02))
 stuck = [who for who in records if who not in reached]

@@ -81,6 +81,9 @@ def chosen_runs(args: argparse.Namespace) -> list[RunConfig]:
 def _named_runs(args: argparse.Namespace) -> list[RunConfig]:
     if sum(map(bool, (args.experiment, args.all, args.config, args.run))) != 1:
         raise ValueError(f"name an experiment ({', '.join(EXPERIMENTS)}), or ask for --all of a tier, or give --run FOLDER or --config FILE: one of the four")
+    if args.model and (args.config or args.run):
+        named = f"--config {', '.join(args.config)}" if args.config else f"--run {', '.join(args.run)}"
+        raise ValueError(f"--model {', '.join(args.model)} chooses among the runs of an experiment or of a tier, but {named} says which: leave one of the two out")
     if args.config: return [config for path in args.config for config in read_configs(path)]
     runs = runs_at(args.tier, [args.experiment] if args.experiment else [])
     if args.run: return [lookup(runs, folder, f"run of tier {args.tier}") for folder in args.run]
@@ -235,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--exam", action="append", default=[], metavar="SHIFT[=POINTS]", help="examine under this shift, too, or with so many points a prompt (repeatable); where the same training is complete below --root, nothing is trained")
     sub.add_argument("--all", action="store_true", help="the runs of all experiments of the tier instead of one experiment's")
     sub.add_argument("--run", action="append", default=[], metavar="FOLDER", help="the run of that folder, as `iclrepro list` names it, instead of an experiment (repeatable)")
-    sub.add_argument("--config", nargs="+", metavar="FILE", help="each a run's config.json, or a list that --list wrote, instead of an experiment")
+    sub.add_argument("--config", nargs="+", action="extend", metavar="FILE", help="each a run's config.json, or a list that --list wrote, instead of an experiment (repeatable)")
     sub.add_argument("--devices", help="train several runs at a time, each on one device: all (visible GPUs), or a list such as cuda:0,cuda:1 or cpu")
     sub.add_argument("--workers", type=int, default=1, help="runs at a time on each device; of several on a CPU each has a core (default: 1)")
     sub.add_argument("--list", metavar="FILE", help="train nothing: write the configurations to this file, for `python -m iclrepro.batch FILE` on another machine")

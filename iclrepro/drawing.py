@@ -32,7 +32,7 @@ def execute(
     target: str | os.PathLike,       # the executed copy; its folder is made
     parameters: Mapping[str, Any],   # literals
 ) -> None:
-    "Run a notebook in its own folder. Raises papermill's `PapermillExecutionError` for a cell that fails; what was executed up to there is beside the target, with a dot before its name."
+    "Run a notebook in its own folder. Raises papermill's `PapermillExecutionError` for a cell that fails; what was executed up to there is beside the target, with a dot before its name, until one succeeds."
     import papermill
     from traitlets.config import Config
     notebook, target = Path(notebook), Path(target)
@@ -45,6 +45,7 @@ def execute(
             put(executed, target.with_name(f".{target.name}"))
             raise
         put(executed, target)
+        target.with_name(f".{target.name}").unlink(missing_ok=True)  # of a failure before
 
 # %% ../nbs/11a_drawing.ipynb #8d806390
 def value_of(text: str) -> Any:

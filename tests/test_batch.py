@@ -415,7 +415,8 @@ def test_wrong_devices_are_refused_before_any_work(words, tmp_path, capsys, monk
 
 
 CHOICES = {"": "or ask for --all of a tier", "linear_regression --all": "one of the four", "--all --config x.json": "one of the four", "--all --tier huge": "unknown tier 'huge'",
-           "--all --model mambo": "unknown model 'mambo'", "--all --tier smoke --model lstm": "no experiment of tier smoke has the model lstm"}
+           "--all --model mambo": "unknown model 'mambo'", "--all --tier smoke --model lstm": "no experiment of tier smoke has the model lstm",
+           "--config x.json --model transformer": "--model transformer .*--config x.json", "--run a --run b --model mamba": "--model mamba .*--run a, b"}
 
 
 @pytest.mark.parametrize("words", CHOICES)
@@ -489,6 +490,14 @@ def test_a_list_holds_each_run_of_a_tier_once(tmp_path):
     assert main(["train", "--all", "--tier", "gpu", "--model", "mamba", "--set", "train.steps=7", "--list", str(path)]) == 0
     of_mamba = {c.name for c in listed if re.fullmatch(r"mamba x \d+", c.train.model.pattern)}
     assert {c.name for c in read_configs(path)} == of_mamba and len(of_mamba) > 2 and {c.train.steps for c in read_configs(path)} == {7}
+
+
+def test_configuration_files_are_named_behind_one_option_or_several(tmp_path):
+    files, path = [tmp_path / f"{name}.json" for name in "abc"], tmp_path / "list.json"
+    for file in files: save_configs([config(file.stem)], file)
+    for words in (map(str, files), (str(files[0]), "--config", *map(str, files[1:]))):
+        assert main(["train", "--config", *words, "--list", str(path)]) == 0
+        assert [c.name for c in read_configs(path)] == ["a", "b", "c"]
 
 
 def test_the_command_trains_a_list_and_names_what_failed(tmp_path, capsys):

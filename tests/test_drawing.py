@@ -42,6 +42,8 @@ def test_what_was_there_stays_if_a_cell_fails(notebook, tmp_path):
 def test_what_was_executed_up_to_a_failure_is_beside_the_target(notebook, tmp_path):
     with pytest.raises(PapermillExecutionError): execute(notebook, tmp_path / "out" / "none.ipynb", {"width": 0})
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".none.ipynb"] and "ZeroDivisionError" in (tmp_path / "out" / ".none.ipynb").read_text()
+    execute(notebook, tmp_path / "out" / "none.ipynb", {"width": 6})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["none.ipynb"]  # what failed before is of no interest now
 
 
 def test_two_at_once_do_not_meet(tmp_path, monkeypatch):

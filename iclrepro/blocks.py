@@ -96,10 +96,13 @@ BLOCKS: dict[str, type[Block]] = {}
 
 
 def register_block(name: str) -> Callable[[type[Block]], type[Block]]:
-    "Class decorator: make a block known by name to model patterns. The library's own names stay the library's."
+    "Class decorator: make a block known by name to model patterns. The library's own names stay the library's: `ValueError` for another class, while a notebook that defines the library's own again changes nothing."
     def add(cls: type[Block]) -> type[Block]:
+        there = BLOCKS.get(name)
         # A notebook that defines one of the library's classes again, as ours do, must not change what others find by the name.
-        if cls.__module__ != "__main__" or getattr(BLOCKS.get(name), "__module__", "__main__") == "__main__": BLOCKS[name] = cls
+        if cls.__module__ == "__main__" != getattr(there, "__module__", "__main__"):
+            if cls.__qualname__ != there.__qualname__: raise ValueError(f"the block {name!r} is the library's {there.__qualname__}: register {cls.__qualname__} by another name")
+        else: BLOCKS[name] = cls
         return cls
     return add
 

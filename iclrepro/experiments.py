@@ -351,10 +351,14 @@ def gather(
     records: Mapping[str, xr.Dataset],  # of one study, by label
     baselines: Mapping[str, str | Yardstick | Callable[..., torch.Tensor]] = {},  # by title: a registered one, or f(x, y, query) -> predictions
 ) -> xr.Dataset:
-    """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples). Raises `ValueError` without a record, or if a baseline is called what a model is."""
+    """Value, low and high (who, shift, examples) of models and baselines, and by_seed (who, seed, shift, examples). Raises `ValueError` without a record, for records of different tasks, or if a baseline is called what a model is."""
     if not records: raise ValueError(f"no records of {settings.experiment}: give at least one")
     for name in records.keys() & baselines.keys(): raise ValueError(f"{name!r} is a model and a baseline: call the baseline something else than {', '.join(records)}")
     config = config_of(next(iter(records.values())))
+    told = lambda task: task_to_dict(task) if baselines else {name: getattr(task, name) for name in ("name", "dim", "n_points")}  # baselines are asked the first one's prompts
+    for label, record in records.items():
+        if told(task := config_of(record).train.task) != told(config.train.task):
+            raise ValueError(f"{label} was trained on {told(task)} and {next(iter(records))} on {told(config.train.task)}: gather runs of one task")
     names = {"pooled": "value", "pooled_low": "low", "pooled_high": "high", "score": "by_seed"}
     parts, files = [record[list(names)].rename(names).drop_attrs() for record in records.values()], []
     for baseline in baselines.values():
@@ -612,7 +616,8 @@ def captioned(
     for k in examples:
         if k not in rows or k >= 20: raise ValueError(f"examples has {k}: it must be one of {', '.join(str(drawn) for drawn in rows.index if drawn < 20)}")
     run = preset("grazzi2024", SkewedLinearRegression.name, "mamba").run
-    short = replace(run, train=replace(run.train, task=SkewedLinearRegression(20, 20)), exams=(replace(run.exams[0], n_points=20, n_prompts=256),))
+    task = SkewedLinearRegression(20, 20)
+    short = replace(run, train=replace(run.train, task=task, curriculum=Curriculum.constant(task)), exams=(replace(run.exams[0], n_points=20, n_prompts=256),))
     scores = baseline_scores(Yardstick("least_squares"), short, root)
     skewed = scores["pooled"].sel(shift="none")
     values = [[rows[k] for k in examples], [(20 - k) / 20 for k in examples], [float(skewed.sel(examples=k)) for k in examples]]

@@ -112,11 +112,14 @@ TASKS: dict[str, type[Task]] = {}
 
 
 def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
-    "Class decorator: make a task known by name to configurations, the command line and every experiment. The library's own names stay the library's."
+    "Class decorator: make a task known by name to configurations, the command line and every experiment. The library's own names stay the library's: `ValueError` for another class, while a notebook that defines the library's own again changes nothing."
     def add(cls: type[Task]) -> type[Task]:
         cls.name = name
+        there = TASKS.get(name)
         # A notebook that defines one of the library's classes again, as ours do, must not change what others find by the name.
-        if cls.__module__ != "__main__" or getattr(TASKS.get(name), "__module__", "__main__") == "__main__": TASKS[name] = cls
+        if cls.__module__ == "__main__" != getattr(there, "__module__", "__main__"):
+            if cls.__qualname__ != there.__qualname__: raise ValueError(f"the task {name!r} is the library's {there.__qualname__}: register {cls.__qualname__} by another name")
+        else: TASKS[name] = cls
         return cls
     return add
 

@@ -79,8 +79,9 @@ class TrainConfig:
         for name in ("layout", "d_in", "d_out"):
             asked, built = getattr(self.task, name), getattr(self.model, name)
             if asked != built: raise ValueError(f"the task has {name} {asked!r} but the model {built!r}: they must be equal")
-        if self.curriculum.dims.end > self.task.dim:
-            raise ValueError(f"the curriculum ends at {self.curriculum.dims.end} dims: the task and the model have {self.task.dim}")
+        for ramp, size in (("dims", self.task.dim), ("points", self.task.n_points)):  # what is said of a run's training length is read off the task
+            end = getattr(self.curriculum, ramp).end
+            if end != size: raise ValueError(f"the curriculum ends at {end} {ramp} and the task has {size}: they must be equal")
         check_points(self.model, self.task, self.curriculum.points.end)
 
     @property

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclrepro.blocks import BLOCKS, MLP, Attention, Block, Mamba, register_block, reset_linear
-from iclrepro.models import ARCHITECTURES, ModelConfig, SequenceModel, architecture, build_model, parse_pattern, predict
+from iclrepro.models import ARCHITECTURES, TITLES, ModelConfig, SequenceModel, architecture, build_model, parse_pattern, predict
 from iclrepro.prompts import Draws, Prompt, interleave
 from iclrepro.tasks import Curriculum, LinearRegression, Ramp
 from iclrepro.training import TrainConfig, Training, training_flops
@@ -456,7 +456,12 @@ def test_a_new_block_is_one_definition_and_trains(monkeypatch):
 
 
 def test_the_blocks_are_those_of_the_papers():
-    assert list(BLOCKS) == ["attn", "mlp", "mamba", "s4d", "s4d_post", "s4mamba", "rwkv_time", "rwkv_channel", "lstm"]
+    assert list(BLOCKS)[:9] == ["attn", "mlp", "mamba", "s4d", "s4d_post", "s4mamba", "rwkv_time", "rwkv_channel", "lstm"]  # others may follow
+
+
+def test_each_architecture_has_a_title_and_each_title_a_colour():
+    from iclrepro.charts import MODEL_COLOURS
+    assert list(TITLES) == list(ARCHITECTURES) and set(TITLES.values()) <= set(MODEL_COLOURS)
 
 
 def counted(module, x):

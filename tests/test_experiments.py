@@ -17,7 +17,7 @@ from iclrepro.experiments import (COMMITTED, EXPERIMENTS, TASK_SIZES, TIERS, Yar
 from iclrepro.language import find_language_record
 from iclrepro.results import load_dataset
 from iclrepro.runs import RunConfig, find_record, run
-from iclrepro.tasks import LinearRegression, make_task
+from iclrepro.tasks import Curriculum, LinearRegression, make_task
 
 PARAMETERS = {"tier": "smoke", "root": "results", "device": "cpu", "train_missing": True}
 
@@ -51,7 +51,7 @@ def test_a_baseline_is_asked_once(tiny, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first["pooled"], measure_baseline(averaging, tiny.train.task, tiny.exams)["pooled"])
     monkeypatch.setitem(BASELINES, "averaging", replace(BASELINES["averaging"], function=least_squares))
     assert baseline_scores(Yardstick("averaging"), tiny, tmp_path).identical(first)
-    other = replace(tiny, train=replace(tiny.train, task=LinearRegression(3, 9)))
+    other = replace(tiny, train=replace(tiny.train, task=LinearRegression(3, 9), curriculum=Curriculum.constant(LinearRegression(3, 9))))
     assert baseline_scores(Yardstick("averaging"), other, tmp_path).attrs["file"] != first.attrs["file"]
     with pytest.raises(ValueError, match="unknown baseline 'averagin'.*mean 'averaging'"): baseline_scores(Yardstick("averagin"), tiny, tmp_path)
     for nowhere in (Yardstick("averaging", at=(99,)), Yardstick("averaging", shifts=("orthant",))):
@@ -76,6 +76,13 @@ def test_what_is_not_trained_is_left_out_and_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no record of linear_regression-transformer-smoke"): collect(settings)
     for records, baselines, message in (({}, {}, "no records of linear_regression"), (found, {"Mamba": "averaging"}, "'Mamba' is a model and a baseline")):
         with pytest.raises(ValueError, match=message): gather(settings, records, baselines)
+    told = config.to_dict()
+    told["train"]["task"]["scale"] = 0.5
+    scaled = found["Mamba"].assign_attrs(configuration=json.dumps(told))
+    with pytest.raises(ValueError, match="Scaled was trained on {.*'scale': 0.5.*} and Mamba on {.*'scale': 1.0.*}: gather runs of one task"): gather(settings, {**found, "Scaled": scaled}, {"Averaging": "averaging"})
+    assert list(gather(settings, {**found, "Scaled": scaled}).who.values) == ["Mamba", "Scaled"], "without a baseline, to which it would be unfair"
+    told["train"]["task"]["n_points"] = told["train"]["curriculum"]["points"]["end"] = 9
+    with pytest.raises(ValueError, match="Longer was trained on .*'n_points': 9.* and Mamba on .*'n_points': 8"): gather(settings, {**found, "Longer": found["Mamba"].assign_attrs(configuration=json.dumps(told))})
     numbers = gather(settings, found, {"Averaging": "averaging"})
     assert RunConfig.from_dict(json.loads(numbers.attrs["runs"])["Mamba"]) == config and json.loads(numbers.attrs["baselines"]) == [next((tmp_path / "baselines").iterdir()).relative_to(tmp_path).as_posix()]
 

@@ -28,7 +28,7 @@ from iclrepro.training import TrainConfig, flops_by_step, training_flops
 
 def training(model="transformer", steps=37, points=Ramp(3, 8, 2, 7), **options):
     config = task_runs("orthogonal_outliers", "smoke", [model])[TITLES[model]].train
-    return replace(config, task=OrthogonalOutliers(3, 8), curriculum=Curriculum(Ramp(3, 3), points), steps=steps, batch_size=4, **options)
+    return replace(config, task=OrthogonalOutliers(3, points.end), curriculum=Curriculum(Ramp(3, 3), points), steps=steps, batch_size=4, **options)
 
 
 @pytest.mark.parametrize("model", ["transformer", "mamba", "mambaformer", "s4"])

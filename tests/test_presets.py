@@ -119,7 +119,7 @@ def test_any_model_learns_from_any_task(task, model):
 def test_a_preset_trains_when_cut_short():
     run = preset("park2024", "decision_tree", "mamba", size="tiny").run
     data = run.train.to_dict()
-    data.update(steps=2, batch_size=2, seeds=[0], curriculum={"dims": {"start": 5, "end": 5}, "points": {"start": 4, "end": 4}})
+    data.update(steps=2, batch_size=2, seeds=[0], curriculum={"dims": {"start": 5, "end": 20, "interval": 100}, "points": {"start": 4, "end": 101, "interval": 100}})
     training = Training(type(run.train).from_dict(data))
     training.advance()
     assert training.losses.isfinite().all()
@@ -221,8 +221,10 @@ def test_the_librarys_names_stay_the_librarys(monkeypatch):
     "A notebook defines its classes in __main__; a new name there is known, a name of the library keeps its class."
     for registry, register, base in ((TASKS, register_task, Task), (BLOCKS, register_block, Block)):
         name = next(iter(registry))
-        library, again, new = registry[name], type("Again", (base,), {"__module__": "__main__"}), type("New", (base,), {"__module__": "__main__"})
+        library, again, new = registry[name], type(registry[name].__name__, (base,), {"__module__": "__main__"}), type("New", (base,), {"__module__": "__main__"})
         assert register(name)(again) is again and registry[name] is library
+        with pytest.raises(ValueError, match=f"the .* '{name}' is the library's {library.__name__}: register New by another name"): register(name)(new)
+        assert registry[name] is library
         monkeypatch.setitem(registry, "a_name_of_ones_own", None)
         register("a_name_of_ones_own")(new)
         newer = register("a_name_of_ones_own")(type("Newer", (base,), {"__module__": "__main__"}))

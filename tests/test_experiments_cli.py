@@ -360,6 +360,31 @@ def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
     assert status == 0 and said.count("complete  ") == sum(run in experiment_runs(name, "smoke").values() for name in EXPERIMENTS) > 1  # the run stands under each of its experiments
 
 
+def stored(config, root):
+    "A record that says that the run is complete, without training; its folder."
+    folder = root / "runs" / config.folder
+    save_record(xr.Dataset({"score": 1.0}, attrs={"configuration": json.dumps(config.to_dict())}), {"training_seconds": 1.0}, folder)
+    return folder
+
+
+def test_a_damaged_record_is_listed_among_the_others(command_line, tmp_path):
+    runs = experiment_runs("sparse_parity", "smoke")
+    folder = stored(runs["Transformer"], tmp_path)
+    stored(runs["Mamba"], tmp_path)
+    whole = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert whole[0] == 0 and "damaged" not in whole[1]
+    path = folder / "record.nc"
+    path.write_bytes(path.read_bytes()[:40])
+    language = experiment_evaluations("grazzi_language_accuracy", "smoke").popitem()[1]
+    (tmp_path / "language" / language.folder).mkdir(parents=True)
+    (tmp_path / "language" / language.folder / "record.nc").write_bytes(b"damage")
+    status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert status == 1 and f"  damaged   {folder.name}\n" in said and f"  complete  {runs['Mamba'].folder}\n" in said and f"  damaged   language/{language.folder}\n" in said
+    assert said.count(f"{path} is not a NetCDF file") == 1, "the reason, once"
+    named = re.compile("^  (?:complete|to do   |damaged )  (.*)$", re.M)
+    assert named.findall(said) == named.findall(whole[1]) and "language_architectures: " in said
+
+
 def test_a_trained_model_is_asked_more_from_the_command_line(command_line, tmp_path):
     ask = ("train", "linear_regression", "--tier", "smoke", "--model", "mamba", "--set", "train.steps=20", "--root", tmp_path)
     assert command_line(*ask)[0] == 0

@@ -27,9 +27,10 @@ from iclrepro.cli import examined, keep, main, override, redraw_one
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
 from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, headline, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
+from iclrepro.progress import tell_in
 from iclrepro.prompts import Draws, Prompt
 from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset, save_record, write_atomically
-from iclrepro.runs import RunConfig, find_record, load_cost
+from iclrepro.runs import Progress, RunConfig, find_record, load_cost, settle_folder
 from iclrepro.shifts import fitting_shifts, sample_shifted
 from iclrepro.tasks import LinearRegression
 
@@ -357,7 +358,7 @@ def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
     assert command_line(*ask, "--quiet") == (0, "")
     status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
     run = experiment_runs("linear_regression", "smoke")["Mamba"]
-    assert status == 0 and said.count("complete  ") == sum(run in experiment_runs(name, "smoke").values() for name in EXPERIMENTS) > 1  # the run stands under each of its experiments
+    assert status == 0 and said.partition("\nother runs in ")[0].count("complete  ") == sum(run in experiment_runs(name, "smoke").values() for name in EXPERIMENTS) > 1  # the run stands under each of its experiments
 
 
 def stored(config, root):
@@ -383,6 +384,59 @@ def test_a_damaged_record_is_listed_among_the_others(command_line, tmp_path):
     assert said.count(f"{path} is not a NetCDF file") == 1, "the reason, once"
     named = re.compile("^  (?:complete|to do   |damaged )  (.*)$", re.M)
     assert named.findall(said) == named.findall(whole[1]) and "language_architectures: " in said
+
+
+def test_own_runs_are_listed_with_what_sets_them_apart(command_line, tmp_path):
+    listed = lambda: command_line("list", "--tier", "smoke", "--root", tmp_path)
+    others = lambda: [re.split(" {2,}", line.strip()) for line in listed()[1].partition(f"\nother runs in {tmp_path}/runs:\n")[2].splitlines()]
+    mamba, parity = experiment_runs("linear_regression", "smoke")["Mamba"], experiment_runs("sparse_parity", "smoke")["Transformer"]
+    stored(mamba, tmp_path)
+    (tmp_path / "runs" / "notes").mkdir()
+    assert "other runs" not in listed()[1]
+    stored(experiment_runs("linear_regression", "laptop")["Mamba"], tmp_path)
+    assert others() == [["1 of tier laptop"]]
+    apart = {override(mamba, ["train.steps=20", "train.seeds=[5]"]): ["train.steps=20 'train.seeds=[5]'"], replace(mamba, name="mine"): [],
+             examined(mamba, ["x_scale_2", "none=40"]): ["--exam none=40 --exam x_scale_2"], replace(mamba, exams=mamba.exams[1:]): ["exams=…"],
+             override(experiment_runs("linear_regression", "gpu")["Mamba"], ["train.model.pattern=mamba x 3"]): ["'train.model.pattern=mamba x 3'"]}
+    rows = {stored(config, tmp_path).name: ["complete", *words] for config, words in apart.items()}
+    begun = override(parity, ["train.lr=0.002"])
+    folder = tmp_path / "runs" / begun.folder
+    settle_folder(begun, folder)
+    settle_folder(parity, tmp_path / "runs" / parity.folder)
+    for stage, saved, state in (("training", True, "step 12/40"), ("training", False, "to do"), ("examining", True, "examining"), ("finished", True, "to do")):
+        for at in (folder, tmp_path / "runs" / parity.folder):
+            tell_in(at / "progress.json")(Progress(begun.name, stage, 12, 40, 1.0, 1.0, 1.0))
+            (at / "checkpoint.pt").write_bytes(b"") if saved else (at / "checkpoint.pt").unlink()
+        found = others()
+        assert {name: [what, *words] for what, name, *words in found[:-1]} == rows | {folder.name: [state, "train.lr=0.002"]} and found[-1] == ["1 of tier laptop"], stage
+        assert re.search(f"^  {state} +{parity.folder}$", listed()[1], re.M), stage
+    assert listed()[0] == 0
+
+
+def test_a_damaged_own_run_is_listed_as_such(command_line, tmp_path):
+    mamba = experiment_runs("linear_regression", "smoke")["Mamba"]
+    folders = [stored(override(mamba, [f"train.steps={steps}"]), tmp_path) for steps in (20, 21, 22, 23)]
+    (folders[0] / "record.nc").write_bytes(b"damage")
+    (folders[1] / "config.json").write_text("{")
+    folders[2].rename(moved := folders[2].with_name("moved"))
+    status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert status == 1 and all(f"  damaged   {folder.name}" in said for folder in (*folders[:2], moved)) and f"  complete  {folders[3].name}  train.steps=23\n" in said
+    for reason in (f"{folders[0] / 'record.nc'} is not a NetCDF file", f"{folders[1] / 'config.json'} is not the configuration of a run", f"{moved} holds the run {folders[2].name}"): assert said.count(reason) == 1
+
+
+def test_a_run_is_found_again_by_its_folder(command_line, tmp_path):
+    ask = ("train", "sparse_parity", "--tier", "smoke", "--model", "transformer", "--set", "train.steps=3", "--root", tmp_path)
+    status, said = command_line(*ask)
+    folder, = (tmp_path / "runs").iterdir()
+    assert status == 0 and said.startswith(f"{folder}\n") and "finished 3/3" in said
+    assert command_line(*ask) == (0, f"{folder}\nsparse_parity-transformer-smoke: complete already\n") and command_line(*ask, "--quiet") == (0, "")
+    assert command_line("train", "--run", folder.name, "--root", tmp_path) == (0, f"{folder}\nsparse_parity-transformer-smoke: complete already\n")
+    status, said = command_line("train", "--run", folder.name[:-1], "--root", tmp_path)
+    assert status == 2 and f"or in {tmp_path / 'runs'} '{folder.name[:-1]}'" in said and f"mean '{folder.name}'" in said
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"steps": 3', '"steps": 4'))
+    status, said = command_line("train", "--run", folder.name, "--root", tmp_path)
+    assert status == 2 and f"{folder} holds the run sparse_parity-transformer-smoke-" in said and f"--config {path}" in said
 
 
 def test_a_trained_model_is_asked_more_from_the_command_line(command_line, tmp_path):
@@ -425,7 +479,7 @@ REFUSED = {
     "train sparse_parity --tier smoke --model transformer_nope": "sparse_parity has no model transformer_nope at tier smoke: its runs are sparse_parity-transformer-smoke",
     "train": "name an experiment",
     "train linear_regression --run x": "one of the four",
-    "train --run linear_regression-mamba-smoke --tier smoke": "unknown run of tier smoke 'linear_regression-mamba-smoke'.*mean 'linear_regression-mamba-smoke-",
+    "train --run linear_regression-mamba-smoke --tier smoke": "unknown run of tier smoke or in .*runs 'linear_regression-mamba-smoke'.*mean 'linear_regression-mamba-smoke-",
     "reproduce linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "train linear_regression --tier smoke --threads 0": "threads is 0",
     "train linear_regression --tier smoke --exam orthant": "unknown shift 'orthant'.*mean 'orthants'",

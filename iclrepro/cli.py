@@ -124,9 +124,12 @@ def draw(
     experiment: str, tier: str, root: str, device: str = "cpu", train_missing: bool = True,
     copy: Path | None = None,  # the executed notebook; default: beside the results
 ) -> None:
-    "Execute the experiment's notebook; it leaves numbers, table, figure and verdicts below `root`."
+    "Execute the experiment's notebook; it leaves numbers, table, figure and verdicts below `root`. Raises `OSError` before any work if they cannot be written."
     experiment_runs(experiment, tier)
+    check_device(device)
     folder = Path(root).resolve()
+    write_atomically(probe := folder / experiment / f".writable-{tier}", b"")  # before work that would be lost
+    probe.unlink(missing_ok=True)
     execute(project_root() / "nbs" / "experiments" / f"{experiment}.ipynb", copy or folder / experiment / f"{tier}.ipynb", {"tier": tier, "root": str(folder), "device": device, "train_missing": train_missing})
 
 
@@ -404,7 +407,9 @@ def dispatch(args: argparse.Namespace) -> int:
         for folder in dict.fromkeys(Path(args.root) / "runs" / config.folder for config in configs):
             if folder.is_dir() and not args.quiet and os.environ.get("RANK", "0") == "0": print(folder)  # of processes that torchrun started the first says it
         return status
-    elif args.command == "draw": draw(args.experiment, args.tier, args.root, args.device, not args.no_training)
+    elif args.command == "draw":
+        draw(args.experiment, args.tier, args.root, args.device, not args.no_training)
+        print(f"figure: {Path(args.root) / args.experiment / args.tier}.svg")
     elif args.command == "preset":
         chosen = preset(args.paper, args.task, args.model, args.variant, args.size)
         if args.save: write_atomically(args.save, json.dumps(chosen.run.to_dict(), indent=1).encode())

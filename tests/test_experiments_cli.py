@@ -569,6 +569,23 @@ def test_a_redrawn_figure_leaves_the_executed_notebook_of_a_reproduction(tmp_pat
     assert drawn.read_text() == "executed before" and not copy.exists() and not train_missing
 
 
+def test_draw_names_the_figure_and_leaves_no_trial_behind(tmp_path, monkeypatch, command_line):
+    executed = []
+    monkeypatch.setattr("iclrepro.cli.execute", lambda notebook, target, parameters: executed.append(target))
+    assert command_line("draw", "sparse_parity", "--tier", "smoke", "--root", tmp_path) == (0, f"figure: {tmp_path / 'sparse_parity' / 'smoke.svg'}\n")
+    assert executed == [tmp_path / "sparse_parity" / "smoke.ipynb"] and [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_draw_begins_nothing_where_it_cannot_write(tmp_path, monkeypatch, command_line):
+    "Of the root the folder of the experiment is what is written to: it may be closed by itself."
+    monkeypatch.setattr("iclrepro.cli.execute", lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "sparse_parity").write_text("")
+    status, said = command_line("draw", "sparse_parity", "--tier", "smoke", "--root", tmp_path)
+    assert status == 2 and "cannot write" in said and str(tmp_path / "sparse_parity") in said
+    status, said = command_line("draw", "sparse_parity", "--tier", "smoke", "--device", "gpu", "--root", tmp_path / "new")
+    assert status == 2 and "unknown device 'gpu'" in said and not (tmp_path / "new").exists()
+
+
 def test_debug_shows_the_error_itself():
     with pytest.raises(ValueError, match="unknown experiment"): main(["--debug", "train", "x"])
 

@@ -438,9 +438,16 @@ def dispatch(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    "Entry point of the `iclrepro` command: 0 for success, 2 for bad input, 130 for a training that was asked to stop, 1 for anything else that failed or, in a list, is damaged."
+    "Entry point of the `iclrepro` command: 0 for success, 2 for bad input, 130 for a training that was asked to stop, 141 if nobody reads what it prints, 1 for anything else that failed or, in a list, is damaged."
     args = parser().parse_args(argv)
-    try: return dispatch(args)
+    try:
+        status = dispatch(args)
+        sys.stdout.flush()  # or a short text would meet a closed pipe when Python ends
+        return status
+    except BrokenPipeError:  # whoever read has read enough, as `head` does
+        if args.debug: raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ArithmeticError) as error:
         if args.debug: raise
         print(f"iclrepro: {error}", file=sys.stderr)

@@ -596,6 +596,16 @@ def test_words_that_are_no_command_are_refused(words, capsys):
     assert ended.value.code == 2 and "usage: iclrepro" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["list --tier smoke", "catalogue", "catalogue sizes", "list --tier nonsense"])
+def test_a_reader_that_goes_away_ends_the_command_quietly(words, tmp_path):
+    "Before the first line, so that a short text is lost when it is flushed and a long one when it is printed. What fails otherwise still says so."
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([BIN / "iclrepro", *words.split(), "--root", tmp_path], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "") if "nonsense" not in words else done.returncode == 2 and "unknown tier 'nonsense'" in done.stderr
+
+
 # What follows runs the real thing in processes of its own.
 FILES = {f"{name}/smoke{ending}" for name in EXPERIMENTS for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json", ".ipynb")} | {"claims-smoke.json"}
 

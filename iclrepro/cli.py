@@ -162,6 +162,7 @@ def keep(tier: str, root: str, experiments: Iterable[str] = ()) -> None:
     source, target, files = Path(root), project_root() / COMMITTED, []
     for name in chosen_experiments(tier, experiments):
         files += [f"{name}/{tier}{ending}" for ending in (".nc", ".csv", ".svg", ".vl.json", ".verdicts.json")]
+        if not (source / name / f"{tier}.nc").exists(): raise FileNotFoundError(f"{name} is not drawn at tier {tier} below {root}: make it with `iclrepro reproduce {name} --tier {tier} --root {root}`, or from runs that are there with `iclrepro draw`")
         rests_on = load_dataset(source / name / f"{tier}.nc").attrs
         folders = [f"runs/{RunConfig.from_dict(run).folder}" for run in json.loads(rests_on["runs"]).values()] + [f"language/{LanguageRun.from_dict(run).folder}" for run in json.loads(rests_on.get("evaluations", "{}")).values()]
         here = lambda file: (source / file).exists() or not (target / file).exists()  # what was taken from the project is there

@@ -799,6 +799,11 @@ def test_incomplete_results_are_not_kept_at_all(smoke, command_line, elsewhere, 
     assert states(elsewhere) == before
 
 
+def test_what_was_never_drawn_is_not_kept_and_says_how_to_draw_it(command_line, elsewhere, tmp_path):
+    status, said = command_line("keep", "linear_regression", "--tier", "smoke", "--root", tmp_path / "root")
+    assert status == 2 and f"linear_regression is not drawn at tier smoke below {tmp_path / 'root'}" in said and f"`iclrepro reproduce linear_regression --tier smoke --root {tmp_path / 'root'}`" in said
+
+
 def test_a_record_that_is_kept_in_the_place_of_another_is_readable_at_any_moment(elsewhere, tmp_path, monkeypatch):
     config = experiment_runs("sparse_parity", "smoke")["Transformer"]
     for value, root in ((1.0, elsewhere), (2.0, tmp_path / "root")):

@@ -328,6 +328,13 @@ def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path
     with pytest.raises(ValueError, match="unknown run of sparse_parity at tier smoke 'Mamber'.*mean 'Mamba'"): collect(settings, ["Mamba", "Mamber"], partly=True)
 
 
+@pytest.mark.parametrize("partly", [False, True])
+def test_advice_to_train_names_a_root_that_is_not_the_default(partly, tmp_path, monkeypatch):
+    monkeypatch.setattr("iclrepro.experiments.project_root", lambda: tmp_path)
+    for root, command in (("elsewhere", f"iclrepro train sparse_parity --tier smoke --root {tmp_path / 'elsewhere'}"), ("results", "iclrepro train sparse_parity --tier smoke")):
+        with pytest.raises(FileNotFoundError, match=f"`{command}`"): collect(check_parameters("sparse_parity", {**GOOD, "root": root, "train_missing": False}), partly=partly)
+
+
 @pytest.fixture
 def command_line(capsys):
     "The command line, in this process: words -> exit status and everything said."

@@ -58,13 +58,15 @@ def override(config: RunConfig, changes: Iterable[str]) -> RunConfig:
         if type(value) is not kind: raise ValueError(f"--set {change}: {path} must be of type {kind.__name__}, as in {path}={json.dumps(example)}")
         target[key] = value
     try: return RunConfig.from_dict(data)
-    except (AttributeError, KeyError, TypeError) as error: raise ValueError(f"--set {' --set '.join(changes)} makes no configuration ({type(error).__name__}: {error})") from error
+    except (AttributeError, KeyError, TypeError) as error: raise ValueError(f"--set {' --set '.join(changes)} makes no configuration ({error})") from error
 
 # %% ../nbs/14_cli.ipynb #85843ebb
 def examined(config: RunConfig, exams: Iterable[str]) -> RunConfig:
-    "The configuration with an exam more, or another in its place, for each `SHIFT` or `SHIFT=POINTS`: otherwise like the first exam. Raises `ValueError` for an unknown shift, or one or a length that does not fit."
-    first, chosen = config.exams[0], {exam.shift: exam for exam in config.exams}
+    "The configuration with an exam more, or another in its place, for each `SHIFT` or `SHIFT=POINTS`: otherwise like the first exam. Raises `ValueError` for an unknown shift, one that is named twice, or one or a length that does not fit."
+    first, chosen, exams = config.exams[0], {exam.shift: exam for exam in config.exams}, list(exams)
     for text in exams:
+        same = [other for other in exams if other.partition("=")[0] == text.partition("=")[0]]
+        if len(same) > 1: raise ValueError(f"--exam {' --exam '.join(same)}: a run has one exam a shift, so name each shift once")
         shift, separator, points = text.partition("=")
         lookup(SHIFTS, shift, "shift")
         if separator and not points.isdecimal(): raise ValueError(f"--exam {text}: write SHIFT or SHIFT=POINTS, such as orthants or none=300")

@@ -494,6 +494,8 @@ REFUSED = {
     "train linear_regression --tier smoke --exam none=": "--exam none=: write SHIFT or SHIFT=POINTS",
     "train linear_regression --tier smoke --exam none=0": "n_points 0.*at least 1",
     "train linear_regression --tier smoke --model transformer --exam none=99": "99.*beyond the model's positional table",
+    "train linear_regression --tier smoke --exam skewed=12 --exam skewed=16": "--exam skewed=12 --exam skewed=16: .*each shift once",
+    "train linear_regression --tier smoke --exam x_scale_2 --exam orthants --exam x_scale_2": "--exam x_scale_2 --exam x_scale_2: .*each shift once",
     "train linear_regression --tier smoke --exam clean": "shift 'clean' does not fit LinearRegression",
     "train linear_regression --tier smoke --set train.stepz=3": "unknown configuration path.*'stepz'.*mean 'steps'",
     "train linear_regression --tier smoke --set trian.steps=3": "unknown configuration path 'trian'.*mean 'train'",
@@ -507,8 +509,8 @@ REFUSED = {
     "train linear_regression --tier smoke --set train.seeds=[0.5]": r"seeds is \(0.5,\): it must be a tuple of which each is an integer",
     'train linear_regression --tier smoke --set train.seeds=["a"]': r"seeds is \('a',\): it must be a tuple of which each is an integer",
     "train linear_regression --tier smoke --set train.lr=Infinity": "lr is inf: it must be a finite number",
-    "train linear_regression --tier smoke --set exams=[1]": r"--set exams=\[1\] makes no configuration \(TypeError: ",
-    "train linear_regression --tier smoke --set exams=[{}]": r"--set exams=\[{}\] makes no configuration \(KeyError: 'at'\)",
+    "train linear_regression --tier smoke --set exams=[1]": r"--set exams=\[1\] makes no configuration \(exams\[0\]: ",
+    "train linear_regression --tier smoke --set exams=[{}]": r"--set exams=\[{}\] makes no configuration \(exams\[0\].at is missing\)",
     "train linear_regression --tier smoke --set train.steps.more=3": "train.steps.more is not a single value",
     "train linear_regression --tier smoke --set train.steps": "write path=value",
     "train linear_regression --tier smoke --set train.steps=0": "steps is 0: it must be above 0",
@@ -550,6 +552,23 @@ def test_a_file_that_is_no_configuration_is_refused(content, command_line, tmp_p
     path.write_text(content)
     status, said = command_line("train", "--config", path, "--root", tmp_path)
     assert status == 2 and str(path) in said
+
+
+LACKING = {"name": "name is missing", "train": "train is missing", "exams": "exams is missing", "train.curriculum": "train.curriculum is missing", "train.seeds": "train.seeds is missing",
+           "train.steps": "train: .*'steps'", "train.task.name": "train: .*'name'", "train.model.d_in": "train: .*'d_in'", "exams.1.at": r"exams\[1\].at is missing"}
+
+
+@pytest.mark.parametrize("path", LACKING)
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_what_a_configuration_lacks_is_named_with_its_place(path, in_a_list, command_line, tmp_path):
+    whole = experiment_runs("linear_regression", "smoke")["Mamba"].to_dict()
+    data = target = json.loads(json.dumps(whole))
+    *parents, key = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in parents: target = target[part]
+    del target[key]
+    (tmp_path / "config.json").write_text(json.dumps([whole, data] if in_a_list else data))
+    status, said = command_line("train", "--config", tmp_path / "config.json", "--root", tmp_path)
+    assert status == 2 and re.search(rf"config.json is not the .* \({'number 2 of its list: ' if in_a_list else ''}{LACKING[path]}.*\)", said), said
 
 
 @pytest.mark.parametrize("words", ["train linear_regression --tier smoke", "reproduce --tier smoke"])

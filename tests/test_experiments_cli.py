@@ -431,13 +431,16 @@ def test_a_damaged_own_run_is_listed_as_such(command_line, tmp_path):
     for reason in (f"{folders[0] / 'record.nc'} is not a NetCDF file", f"{folders[1] / 'config.json'} is not the configuration of a run", f"{moved} holds the run {folders[2].name}"): assert said.count(reason) == 1
 
 
-def test_a_run_is_found_again_by_its_folder(command_line, tmp_path):
+def test_a_run_is_found_again_by_its_folder(command_line, tmp_path, monkeypatch):
     ask = ("train", "sparse_parity", "--tier", "smoke", "--model", "transformer", "--set", "train.steps=3", "--root", tmp_path)
     status, said = command_line(*ask)
     folder, = (tmp_path / "runs").iterdir()
     assert status == 0 and said.startswith(f"{folder}\n") and "finished 3/3" in said
     assert command_line(*ask) == (0, f"{folder}\nsparse_parity-transformer-smoke: complete already\n") and command_line(*ask, "--quiet") == (0, "")
     assert command_line("train", "--run", folder.name, "--root", tmp_path) == (0, f"{folder}\nsparse_parity-transformer-smoke: complete already\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert command_line(*ask) == (0, "sparse_parity-transformer-smoke: complete already\n"), "of processes that torchrun started the first says it"
     status, said = command_line("train", "--run", folder.name[:-1], "--root", tmp_path)
     assert status == 2 and f"or in {tmp_path / 'runs'} '{folder.name[:-1]}'" in said and f"mean '{folder.name}'" in said
     path = folder / "config.json"

@@ -33,12 +33,15 @@ from .training import TrainConfig, Training, training_flops
 # %% ../nbs/10d_batch.ipynb #a4d62aca
 def read_configs(path: str | os.PathLike) -> list[RunConfig]:
     "The configurations in a run's `config.json`, or in a list of such. Raises `ValueError` naming a file that holds none."
+    configs, where = [], ""
     try:
         data = json.loads(Path(path).read_text())
-        configs = [RunConfig.from_dict(item) for item in (data if isinstance(data, list) else [data])]
+        for number, item in enumerate(data if isinstance(data, list) else [data], 1):
+            if isinstance(data, list): where = f"number {number} of its list: "
+            configs.append(RunConfig.from_dict(item))
         if not configs: raise ValueError("the list is empty")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not the configuration of a run, nor a list of such ({error}): give a config.json that iclrepro wrote, changed where you like") from error
+        raise ValueError(f"{path} is not the configuration of a run, nor a list of such ({where}{error}): give a config.json that iclrepro wrote, changed where you like") from error
     return configs
 
 

@@ -220,6 +220,7 @@ def collect(
 ) -> dict[str, xr.Dataset]:                  # by label
     "The records of an experiment's runs. Raises `ValueError` for an unknown label, and `FileNotFoundError` if training is not allowed and one is missing, with `partly` if all are."
     records, runs = {}, experiment_runs(settings.experiment, settings.tier)
+    command = f"iclrepro train {settings.experiment} --tier {settings.tier}" + (f" --root {settings.root}" if settings.root != project_root() / "results" else "")
     for title in models or (): lookup(runs, title, f"run of {settings.experiment} at tier {settings.tier}")
     for title, config in runs.items():
         if models is not None and title not in models: continue
@@ -227,9 +228,9 @@ def collect(
         if record is None: record = find_record(config, project_root() / COMMITTED)
         if record is None and not settings.train_missing:
             if partly: continue
-            raise FileNotFoundError(f"no record of {config.folder} in {settings.root / 'runs'}: train it with `iclrepro train {settings.experiment} --tier {settings.tier}` or set train_missing to True")
+            raise FileNotFoundError(f"no record of {config.folder} in {settings.root / 'runs'}: train it with `{command}` or set train_missing to True")
         records[title] = run(config, settings.root, settings.device, report) if record is None else record
-    if not records: raise FileNotFoundError(f"no record of {settings.experiment} at tier {settings.tier} in {settings.root / 'runs'}: train it with `iclrepro train {settings.experiment} --tier {settings.tier}`")
+    if not records: raise FileNotFoundError(f"no record of {settings.experiment} at tier {settings.tier} in {settings.root / 'runs'}: train it with `{command}`")
     return records
 
 

@@ -54,14 +54,22 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "RunConfig":
-        "Inverse of `to_dict`."
-        probe = data.get("probe")
-        return cls(data["name"], TrainConfig.from_dict(data["train"]), tuple(Exam.from_dict(exam) for exam in data["exams"]), None if probe is None else Probe.from_dict(probe))
+        "Inverse of `to_dict`. Raises `TypeError` that says what is missing or of another kind, and where."
+        for key in ("name", "train", "exams"):
+            if key not in data: raise TypeError(f"{key} is missing")
+        exams = tuple(_part(f"exams[{number}]", Exam.from_dict, exam) for number, exam in enumerate(data["exams"]))
+        return cls(data["name"], _part("train", TrainConfig.from_dict, data["train"]), exams, None if data.get("probe") is None else _part("probe", Probe.from_dict, data["probe"]))
 
     @property
     def folder(self) -> str:
         "The run's folder below `runs/`: its name and the hash of its content."
         return f"{self.name}-{content_hash(essence(self))}"
+
+
+def _part(place: str, make: Callable[[dict[str, Any]], Any], data: dict[str, Any]) -> Any:
+    try: return make(data)
+    except KeyError as error: raise TypeError(f"{place}.{error.args[0]} is missing") from error
+    except (AttributeError, TypeError) as error: raise TypeError(f"{place}: {error}") from error
 
 # %% ../nbs/10a_runs.ipynb #ebd0a11f
 @dataclass(frozen=True)

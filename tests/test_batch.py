@@ -416,7 +416,8 @@ def test_wrong_devices_are_refused_before_any_work(words, tmp_path, capsys, monk
 
 CHOICES = {"": "or ask for --all of a tier", "linear_regression --all": "one of the four", "--all --config x.json": "one of the four", "--all --tier huge": "unknown tier 'huge'",
            "--all --model mambo": "unknown model 'mambo'", "--all --tier smoke --model lstm": "no experiment of tier smoke has the model lstm",
-           "--config x.json --model transformer": "--model transformer .*--config x.json", "--run a --run b --model mamba": "--model mamba .*--run a, b"}
+           "--config x.json --model transformer": "--model transformer .*--config x.json", "--run a --run b --model mamba": "--model mamba .*--run a, b",
+           "--config x.json --tier smoke": "--tier smoke .*--config x.json", "--config x.json --tier laptop": "--tier laptop .*--config x.json"}
 
 
 @pytest.mark.parametrize("words", CHOICES)

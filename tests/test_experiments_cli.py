@@ -27,9 +27,10 @@ from iclrepro.cli import examined, keep, main, override, redraw_one
 from iclrepro.evaluation import Exam, as_baseline_examinee, as_examinee, spread, summarise, take
 from iclrepro.experiments import COMMITTED, EXPERIMENTS, TIERS, Settings, check_parameters, collect, experiment_evaluations, experiment_runs, headline, published
 from iclrepro.models import TITLES, SequenceModel, architecture, build_model, predict
+from iclrepro.progress import tell_in
 from iclrepro.prompts import Draws, Prompt
 from iclrepro.results import exam_dataset, load_checkpoint, load_dataset, save_dataset, save_record, write_atomically
-from iclrepro.runs import RunConfig, find_record, load_cost
+from iclrepro.runs import Progress, RunConfig, find_record, load_cost, settle_folder
 from iclrepro.shifts import fitting_shifts, sample_shifted
 from iclrepro.tasks import LinearRegression
 
@@ -327,6 +328,13 @@ def test_a_missing_record_is_not_trained_against_the_will_of_the_reader(tmp_path
     with pytest.raises(ValueError, match="unknown run of sparse_parity at tier smoke 'Mamber'.*mean 'Mamba'"): collect(settings, ["Mamba", "Mamber"], partly=True)
 
 
+@pytest.mark.parametrize("partly", [False, True])
+def test_advice_to_train_names_a_root_that_is_not_the_default(partly, tmp_path, monkeypatch):
+    monkeypatch.setattr("iclrepro.experiments.project_root", lambda: tmp_path)
+    for root, command in (("elsewhere", f"iclrepro train sparse_parity --tier smoke --root {tmp_path / 'elsewhere'}"), ("results", "iclrepro train sparse_parity --tier smoke")):
+        with pytest.raises(FileNotFoundError, match=f"`{command}`"): collect(check_parameters("sparse_parity", {**GOOD, "root": root, "train_missing": False}), partly=partly)
+
+
 @pytest.fixture
 def command_line(capsys):
     "The command line, in this process: words -> exit status and everything said."
@@ -357,7 +365,88 @@ def test_train_lists_and_trains_what_was_asked(command_line, tmp_path):
     assert command_line(*ask, "--quiet") == (0, "")
     status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
     run = experiment_runs("linear_regression", "smoke")["Mamba"]
-    assert status == 0 and said.count("complete  ") == sum(run in experiment_runs(name, "smoke").values() for name in EXPERIMENTS) > 1  # the run stands under each of its experiments
+    assert status == 0 and said.partition("\nother runs in ")[0].count("complete  ") == sum(run in experiment_runs(name, "smoke").values() for name in EXPERIMENTS) > 1  # the run stands under each of its experiments
+
+
+def stored(config, root):
+    "A record that says that the run is complete, without training; its folder."
+    folder = root / "runs" / config.folder
+    save_record(xr.Dataset({"score": 1.0}, attrs={"configuration": json.dumps(config.to_dict())}), {"training_seconds": 1.0}, folder)
+    return folder
+
+
+def test_a_damaged_record_is_listed_among_the_others(command_line, tmp_path):
+    runs = experiment_runs("sparse_parity", "smoke")
+    folder = stored(runs["Transformer"], tmp_path)
+    stored(runs["Mamba"], tmp_path)
+    whole = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert whole[0] == 0 and "damaged" not in whole[1]
+    path = folder / "record.nc"
+    path.write_bytes(path.read_bytes()[:40])
+    language = experiment_evaluations("grazzi_language_accuracy", "smoke").popitem()[1]
+    (tmp_path / "language" / language.folder).mkdir(parents=True)
+    (tmp_path / "language" / language.folder / "record.nc").write_bytes(b"damage")
+    status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert status == 1 and f"  damaged   {folder.name}\n" in said and f"  complete  {runs['Mamba'].folder}\n" in said and f"  damaged   language/{language.folder}\n" in said
+    assert said.count(f"{path} is not a NetCDF file") == 1, "the reason, once"
+    named = re.compile("^  (?:complete|to do   |damaged )  (.*)$", re.M)
+    assert named.findall(said) == named.findall(whole[1]) and "language_architectures: " in said
+
+
+def test_own_runs_are_listed_with_what_sets_them_apart(command_line, tmp_path):
+    listed = lambda: command_line("list", "--tier", "smoke", "--root", tmp_path)
+    others = lambda: [re.split(" {2,}", line.strip()) for line in listed()[1].partition(f"\nother runs in {tmp_path}/runs:\n")[2].splitlines()]
+    mamba, parity = experiment_runs("linear_regression", "smoke")["Mamba"], experiment_runs("sparse_parity", "smoke")["Transformer"]
+    stored(mamba, tmp_path)
+    (tmp_path / "runs" / "notes").mkdir()
+    assert "other runs" not in listed()[1]
+    stored(experiment_runs("linear_regression", "laptop")["Mamba"], tmp_path)
+    assert others() == [["1 of tier laptop"]]
+    apart = {override(mamba, ["train.steps=20", "train.seeds=[5]"]): ["train.steps=20 'train.seeds=[5]'"], replace(mamba, name="mine"): [],
+             examined(mamba, ["x_scale_2", "none=40"]): ["--exam none=40 --exam x_scale_2"], replace(mamba, exams=mamba.exams[1:]): ["exams=…"],
+             override(experiment_runs("linear_regression", "gpu")["Mamba"], ["train.model.pattern=mamba x 3"]): ["'train.model.pattern=mamba x 3'"]}
+    rows = {stored(config, tmp_path).name: ["complete", *words] for config, words in apart.items()}
+    begun = override(parity, ["train.lr=0.002"])
+    folder = tmp_path / "runs" / begun.folder
+    settle_folder(begun, folder)
+    settle_folder(parity, tmp_path / "runs" / parity.folder)
+    for stage, saved, state in (("training", True, "step 12/40"), ("training", False, "to do"), ("examining", True, "examining"), ("finished", True, "to do")):
+        for at in (folder, tmp_path / "runs" / parity.folder):
+            tell_in(at / "progress.json")(Progress(begun.name, stage, 12, 40, 1.0, 1.0, 1.0))
+            (at / "checkpoint.pt").write_bytes(b"") if saved else (at / "checkpoint.pt").unlink()
+        found = others()
+        assert {name: [what, *words] for what, name, *words in found[:-1]} == rows | {folder.name: [state, "train.lr=0.002"]} and found[-1] == ["1 of tier laptop"], stage
+        assert re.search(f"^  {state} +{parity.folder}$", listed()[1], re.M), stage
+    assert listed()[0] == 0
+
+
+def test_a_damaged_own_run_is_listed_as_such(command_line, tmp_path):
+    mamba = experiment_runs("linear_regression", "smoke")["Mamba"]
+    folders = [stored(override(mamba, [f"train.steps={steps}"]), tmp_path) for steps in (20, 21, 22, 23)]
+    (folders[0] / "record.nc").write_bytes(b"damage")
+    (folders[1] / "config.json").write_text("{")
+    folders[2].rename(moved := folders[2].with_name("moved"))
+    status, said = command_line("list", "--tier", "smoke", "--root", tmp_path)
+    assert status == 1 and all(f"  damaged   {folder.name}" in said for folder in (*folders[:2], moved)) and f"  complete  {folders[3].name}  train.steps=23\n" in said
+    for reason in (f"{folders[0] / 'record.nc'} is not a NetCDF file", f"{folders[1] / 'config.json'} is not the configuration of a run", f"{moved} holds the run {folders[2].name}"): assert said.count(reason) == 1
+
+
+def test_a_run_is_found_again_by_its_folder(command_line, tmp_path, monkeypatch):
+    ask = ("train", "sparse_parity", "--tier", "smoke", "--model", "transformer", "--set", "train.steps=3", "--root", tmp_path)
+    status, said = command_line(*ask)
+    folder, = (tmp_path / "runs").iterdir()
+    assert status == 0 and said.startswith(f"{folder}\n") and "finished 3/3" in said
+    assert command_line(*ask) == (0, f"{folder}\nsparse_parity-transformer-smoke: complete already\n") and command_line(*ask, "--quiet") == (0, "")
+    assert command_line("train", "--run", folder.name, "--root", tmp_path) == (0, f"{folder}\nsparse_parity-transformer-smoke: complete already\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert command_line(*ask) == (0, "sparse_parity-transformer-smoke: complete already\n"), "of processes that torchrun started the first says it"
+    status, said = command_line("train", "--run", folder.name[:-1], "--root", tmp_path)
+    assert status == 2 and f"or in {tmp_path / 'runs'} '{folder.name[:-1]}'" in said and f"mean '{folder.name}'" in said
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"steps": 3', '"steps": 4'))
+    status, said = command_line("train", "--run", folder.name, "--root", tmp_path)
+    assert status == 2 and f"{folder} holds the run sparse_parity-transformer-smoke-" in said and f"--config {path}" in said
 
 
 def test_a_trained_model_is_asked_more_from_the_command_line(command_line, tmp_path):
@@ -400,7 +489,7 @@ REFUSED = {
     "train sparse_parity --tier smoke --model transformer_nope": "sparse_parity has no model transformer_nope at tier smoke: its runs are sparse_parity-transformer-smoke",
     "train": "name an experiment",
     "train linear_regression --run x": "one of the four",
-    "train --run linear_regression-mamba-smoke --tier smoke": "unknown run of tier smoke 'linear_regression-mamba-smoke'.*mean 'linear_regression-mamba-smoke-",
+    "train --run linear_regression-mamba-smoke --tier smoke": "unknown run of tier smoke or in .*runs 'linear_regression-mamba-smoke'.*mean 'linear_regression-mamba-smoke-",
     "reproduce linear_regresion --tier smoke": "unknown experiment 'linear_regresion'",
     "train linear_regression --tier smoke --threads 0": "threads is 0",
     "train linear_regression --tier smoke --exam orthant": "unknown shift 'orthant'.*mean 'orthants'",
@@ -408,6 +497,8 @@ REFUSED = {
     "train linear_regression --tier smoke --exam none=": "--exam none=: write SHIFT or SHIFT=POINTS",
     "train linear_regression --tier smoke --exam none=0": "n_points 0.*at least 1",
     "train linear_regression --tier smoke --model transformer --exam none=99": "99.*beyond the model's positional table",
+    "train linear_regression --tier smoke --exam skewed=12 --exam skewed=16": "--exam skewed=12 --exam skewed=16: .*each shift once",
+    "train linear_regression --tier smoke --exam x_scale_2 --exam orthants --exam x_scale_2": "--exam x_scale_2 --exam x_scale_2: .*each shift once",
     "train linear_regression --tier smoke --exam clean": "shift 'clean' does not fit LinearRegression",
     "train linear_regression --tier smoke --set train.stepz=3": "unknown configuration path.*'stepz'.*mean 'steps'",
     "train linear_regression --tier smoke --set trian.steps=3": "unknown configuration path 'trian'.*mean 'train'",
@@ -421,8 +512,8 @@ REFUSED = {
     "train linear_regression --tier smoke --set train.seeds=[0.5]": r"seeds is \(0.5,\): it must be a tuple of which each is an integer",
     'train linear_regression --tier smoke --set train.seeds=["a"]': r"seeds is \('a',\): it must be a tuple of which each is an integer",
     "train linear_regression --tier smoke --set train.lr=Infinity": "lr is inf: it must be a finite number",
-    "train linear_regression --tier smoke --set exams=[1]": r"--set exams=\[1\] makes no configuration \(TypeError: ",
-    "train linear_regression --tier smoke --set exams=[{}]": r"--set exams=\[{}\] makes no configuration \(KeyError: 'at'\)",
+    "train linear_regression --tier smoke --set exams=[1]": r"--set exams=\[1\] makes no configuration \(exams\[0\]: ",
+    "train linear_regression --tier smoke --set exams=[{}]": r"--set exams=\[{}\] makes no configuration \(exams\[0\].at is missing\)",
     "train linear_regression --tier smoke --set train.steps.more=3": "train.steps.more is not a single value",
     "train linear_regression --tier smoke --set train.steps": "write path=value",
     "train linear_regression --tier smoke --set train.steps=0": "steps is 0: it must be above 0",
@@ -466,6 +557,23 @@ def test_a_file_that_is_no_configuration_is_refused(content, command_line, tmp_p
     assert status == 2 and str(path) in said
 
 
+LACKING = {"name": "name is missing", "train": "train is missing", "exams": "exams is missing", "train.curriculum": "train.curriculum is missing", "train.seeds": "train.seeds is missing",
+           "train.steps": "train: .*'steps'", "train.task.name": "train: .*'name'", "train.model.d_in": "train: .*'d_in'", "exams.1.at": r"exams\[1\].at is missing"}
+
+
+@pytest.mark.parametrize("path", LACKING)
+@pytest.mark.parametrize("in_a_list", [False, True])
+def test_what_a_configuration_lacks_is_named_with_its_place(path, in_a_list, command_line, tmp_path):
+    whole = experiment_runs("linear_regression", "smoke")["Mamba"].to_dict()
+    data = target = json.loads(json.dumps(whole))
+    *parents, key = [int(part) if part.isdigit() else part for part in path.split(".")]
+    for part in parents: target = target[part]
+    del target[key]
+    (tmp_path / "config.json").write_text(json.dumps([whole, data] if in_a_list else data))
+    status, said = command_line("train", "--config", tmp_path / "config.json", "--root", tmp_path)
+    assert status == 2 and re.search(rf"config.json is not the .* \({'number 2 of its list: ' if in_a_list else ''}{LACKING[path]}.*\)", said), said
+
+
 @pytest.mark.parametrize("words", ["train linear_regression --tier smoke", "reproduce --tier smoke"])
 def test_a_root_that_cannot_be_written_is_refused(words, command_line, tmp_path):
     (tmp_path / "file").write_text("")
@@ -490,6 +598,23 @@ def test_a_redrawn_figure_leaves_the_executed_notebook_of_a_reproduction(tmp_pat
     assert drawn.read_text() == "executed before" and not copy.exists() and not train_missing
 
 
+def test_draw_names_the_figure_and_leaves_no_trial_behind(tmp_path, monkeypatch, command_line):
+    executed = []
+    monkeypatch.setattr("iclrepro.cli.execute", lambda notebook, target, parameters: executed.append(target))
+    assert command_line("draw", "sparse_parity", "--tier", "smoke", "--root", tmp_path) == (0, f"figure: {tmp_path / 'sparse_parity' / 'smoke.svg'}\n")
+    assert executed == [tmp_path / "sparse_parity" / "smoke.ipynb"] and [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_draw_begins_nothing_where_it_cannot_write(tmp_path, monkeypatch, command_line):
+    "Of the root the folder of the experiment is what is written to: it may be closed by itself."
+    monkeypatch.setattr("iclrepro.cli.execute", lambda *_: pytest.fail("work was begun"))
+    (tmp_path / "sparse_parity").write_text("")
+    status, said = command_line("draw", "sparse_parity", "--tier", "smoke", "--root", tmp_path)
+    assert status == 2 and "cannot write" in said and str(tmp_path / "sparse_parity") in said
+    status, said = command_line("draw", "sparse_parity", "--tier", "smoke", "--device", "gpu", "--root", tmp_path / "new")
+    assert status == 2 and "unknown device 'gpu'" in said and not (tmp_path / "new").exists()
+
+
 def test_debug_shows_the_error_itself():
     with pytest.raises(ValueError, match="unknown experiment"): main(["--debug", "train", "x"])
 
@@ -498,6 +623,16 @@ def test_debug_shows_the_error_itself():
 def test_words_that_are_no_command_are_refused(words, capsys):
     with pytest.raises(SystemExit) as ended: main(words.split())
     assert ended.value.code == 2 and "usage: iclrepro" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["list --tier smoke", "catalogue", "catalogue sizes", "list --tier nonsense"])
+def test_a_reader_that_goes_away_ends_the_command_quietly(words, tmp_path):
+    "Before the first line, so that a short text is lost when it is flushed and a long one when it is printed. What fails otherwise still says so."
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([BIN / "iclrepro", *words.split(), "--root", tmp_path], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "") if "nonsense" not in words else done.returncode == 2 and "unknown tier 'nonsense'" in done.stderr
 
 
 # What follows runs the real thing in processes of its own.
@@ -691,6 +826,11 @@ def test_incomplete_results_are_not_kept_at_all(smoke, command_line, elsewhere, 
     status, said = command_line("keep", "--tier", "smoke", "--root", root)
     assert status == 2 and str(root / "sparse_parity" / "smoke.svg") in said
     assert states(elsewhere) == before
+
+
+def test_what_was_never_drawn_is_not_kept_and_says_how_to_draw_it(command_line, elsewhere, tmp_path):
+    status, said = command_line("keep", "linear_regression", "--tier", "smoke", "--root", tmp_path / "root")
+    assert status == 2 and f"linear_regression is not drawn at tier smoke below {tmp_path / 'root'}" in said and f"`iclrepro reproduce linear_regression --tier smoke --root {tmp_path / 'root'}`" in said
 
 
 def test_a_record_that_is_kept_in_the_place_of_another_is_readable_at_any_moment(elsewhere, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import causal_attention
-from .prompts import Draws, lookup
+from .prompts import Draws, lookup, register
 from .scan import causal_conv1d, selective_scan
 
 # %% ../nbs/04_blocks.ipynb #097a88c9
@@ -96,13 +96,9 @@ BLOCKS: dict[str, type[Block]] = {}
 
 
 def register_block(name: str) -> Callable[[type[Block]], type[Block]]:
-    "Class decorator: make a block known by name to model patterns. The library's own names stay the library's: `ValueError` for another class, while a notebook that defines the library's own again changes nothing."
+    "Class decorator: make a block known by name to model patterns. Raises `ValueError` as `iclrepro.prompts.register` does."
     def add(cls: type[Block]) -> type[Block]:
-        there = BLOCKS.get(name)
-        # A notebook that defines one of the library's classes again, as ours do, must not change what others find by the name.
-        if cls.__module__ == "__main__" != getattr(there, "__module__", "__main__"):
-            if cls.__qualname__ != there.__qualname__: raise ValueError(f"the block {name!r} is the library's {there.__qualname__}: register {cls.__qualname__} by another name")
-        else: BLOCKS[name] = cls
+        register(BLOCKS, name, cls, "block")
         return cls
     return add
 

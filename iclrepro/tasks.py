@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .prompts import Draws, Prompt, check_types, lookup, masked_mean
+from .prompts import Draws, Prompt, check_types, lookup, masked_mean, register
 
 # %% ../nbs/01_tasks.ipynb #570644ac
 @dataclass(frozen=True)
@@ -112,14 +112,10 @@ TASKS: dict[str, type[Task]] = {}
 
 
 def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
-    "Class decorator: make a task known by name to configurations, the command line and every experiment. The library's own names stay the library's: `ValueError` for another class, while a notebook that defines the library's own again changes nothing."
+    "Class decorator: make a task known by name to configurations, the command line and every experiment. Raises `ValueError` as `iclrepro.prompts.register` does."
     def add(cls: type[Task]) -> type[Task]:
         cls.name = name
-        there = TASKS.get(name)
-        # A notebook that defines one of the library's classes again, as ours do, must not change what others find by the name.
-        if cls.__module__ == "__main__" != getattr(there, "__module__", "__main__"):
-            if cls.__qualname__ != there.__qualname__: raise ValueError(f"the task {name!r} is the library's {there.__qualname__}: register {cls.__qualname__} by another name")
-        else: TASKS[name] = cls
+        register(TASKS, name, cls, "task")
         return cls
     return add
 
